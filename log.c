@@ -1,0 +1,172 @@
+/* The log; see log.h for the form of a line. */
+#include "log.h"
+
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define IDENT "pop3-handler"
+#define LINE_OCTETS 4096
+
+static struct {
+	bool to_syslog;
+	const char *address;
+	char user[LOG_VALUE_MAX];
+} log_to = {.address = "-", .user = "-"};
+
+static bool
+same_file(int fd, const struct stat *as)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 && st.st_dev == as->st_dev &&
+	       st.st_ino == as->st_ino;
+}
+
+int
+log_open(void)
+{
+	struct stat st;
+	int null;
+
+	if (fstat(STDERR_FILENO, &st) == 0 && !same_file(STDIN_FILENO, &st) &&
+	    !same_file(STDOUT_FILENO, &st))
+		return 0;
+	log_to.to_syslog = true;
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null == -1)
+		return -1;
+	if (null == STDERR_FILENO)
+		return 0;
+	if (dup2(null, STDERR_FILENO) == -1)
+		return -1;
+	return close(null);
+}
+
+void
+log_address(const char *address)
+{
+	log_to.address = address;
+}
+
+void
+log_user(const char *name)
+{
+	log_quote(*name != '\0' ? name : "-", log_to.user);
+}
+
+const char *
+log_quote(const char *value, char out[LOG_VALUE_MAX])
+{
+	const char *from = value;
+	char *to = out;
+	bool plain = *value != '\0';
+
+	for (; *from != '\0'; from++)
+		if (*from <= ' ' || *from > '~' || strchr("\"\\=", *from))
+			plain = false;
+	if (!plain)
+		*to++ = '"';
+	/* The longest thing one octet becomes is \xHH; then '"' and NUL. */
+	for (from = value; *from != '\0' && to - out < LOG_VALUE_MAX - 6;
+	     from++)
+		if (*from == '"' || *from == '\\') {
+			*to++ = '\\';
+			*to++ = *from;
+		} else if (*from < ' ' || *from > '~') {
+			to += sprintf(to, "\\x%02x", (unsigned char)*from);
+		} else {
+			*to++ = *from;
+		}
+	if (!plain)
+		*to++ = '"';
+	*to = '\0';
+	return out;
+}
+
+/* Sends one finished line; nothing can be done where that fails. */
+static void
+send_line(int priority, char *line, size_t length)
+{
+	ssize_t written;
+
+	if (log_to.to_syslog) {
+		/* Connects at once, and only the first time. */
+		openlog(IDENT, LOG_PID | LOG_NDELAY, LOG_MAIL);
+		syslog(priority, "%s", line);
+		return;
+	}
+	line[length++] = '\n';
+	written = write(STDERR_FILENO, line, length);
+	(void)written;
+}
+
+static void
+log_pairs(int priority, const char *event, const char *pairs)
+{
+	char line[LINE_OCTETS];
+	int length = 0;
+
+	/* syslog has its own ways to leave out what is for debugging. */
+	if (priority == LOG_DEBUG && !log_to.to_syslog)
+		return;
+	/* syslog puts name and pid before the line itself. */
+	if (!log_to.to_syslog)
+		length = snprintf(
+		    line, sizeof(line), IDENT "[%ld]: ", (long)getpid());
+	length += snprintf(line + length, sizeof(line) - (size_t)length - 1,
+	    "event=%s addr=%s user=%s%s%s", event, log_to.address, log_to.user,
+	    *pairs != '\0' ? " " : "", pairs);
+	if ((size_t)length > sizeof(line) - 2)
+		length = sizeof(line) - 2;
+	send_line(priority, line, (size_t)length);
+}
+
+void
+log_event(int priority, const char *event, const char *format, ...)
+{
+	char pairs[LINE_OCTETS];
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(pairs, sizeof(pairs), format, ap);
+	va_end(ap);
+	log_pairs(priority, event, pairs);
+}
+
+static void
+log_trouble(int priority, const char *event, const char *file,
+    const char *format, va_list ap)
+{
+	char text[LOG_VALUE_MAX], name[LOG_VALUE_MAX], quoted[LOG_VALUE_MAX];
+	char pairs[LINE_OCTETS];
+
+	vsnprintf(text, sizeof(text), format, ap);
+	snprintf(pairs, sizeof(pairs), "file=%s text=%s", log_quote(file, name),
+	    log_quote(text, quoted));
+	log_pairs(priority, event, pairs);
+}
+
+void
+log_error(const char *file, const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	log_trouble(LOG_ERR, "error", file, format, ap);
+	va_end(ap);
+}
+
+void
+log_warning(const char *file, const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	log_trouble(LOG_WARNING, "warning", file, format, ap);
+	va_end(ap);
+}

@@ -1,0 +1,571 @@
+/* The maildrop as a session sees it; see maildrop.h. */
+#include "maildrop.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "log.h"
+#include "state.h"
+
+enum maildrop_result
+maildrop_failed(const char *path, const char *what)
+{
+	int error = errno;
+
+	log_error(path, "%s: %s", what, strerror(error));
+	switch (error) {
+	case EACCES:
+	case EPERM:
+	case EROFS:
+	case ELOOP:
+	case ENOTDIR:
+	case EISDIR:
+		return MAILDROP_PERM;
+	default:
+		return MAILDROP_TEMP;
+	}
+}
+
+ssize_t
+read_at(int fd, char *to, size_t length, off_t at)
+{
+	size_t done = 0;
+	ssize_t n;
+
+	while (done < length) {
+		n = pread(fd, to + done, length - done, at + (off_t)done);
+		if (n == -1 && errno == EINTR)
+			continue;
+		if (n == -1)
+			return -1;
+		if (n == 0)
+			break;
+		done += (size_t)n;
+	}
+	return (ssize_t)done;
+}
+
+int
+path_beside(const char *path, const char *prefix, const char *suffix, char *out,
+    size_t room)
+{
+	const char *slash = strrchr(path, '/');
+	int directory = slash != NULL ? (int)(slash - path) + 1 : 0;
+	int n;
+
+	n = snprintf(out, room, "%.*s%s%s%s", directory, path, prefix,
+	    path + directory, suffix);
+	if (n < 0 || (size_t)n >= room) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	return 0;
+}
+
+struct message *
+message_add(struct message_table *table)
+{
+	struct message *grown;
+	unsigned room;
+
+	if (table->count == table->room) {
+		room = table->room + table->room / 2 + 64;
+		if (room < table->room || room > UINT32_MAX / 64)
+			return NULL;
+		grown = realloc(table->row, room * sizeof(*grown));
+		if (grown == NULL)
+			return NULL;
+		table->row = grown;
+		table->room = room;
+	}
+	grown = &table->row[table->count++];
+	memset(grown, 0, sizeof(*grown));
+	return grown;
+}
+
+/* What message_order() sorts; qsort(3) hands on no context. */
+static struct {
+	const struct message *row;
+	int (*compare)(const struct message *, const struct message *);
+} sorting;
+
+static int
+compare_indices(const void *a, const void *b)
+{
+	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+	int order = sorting.compare(&sorting.row[x], &sorting.row[y]);
+
+	return order != 0 ? order : (x > y) - (x < y);
+}
+
+uint32_t *
+message_order(const struct message_table *table,
+    int (*compare)(const struct message *, const struct message *))
+{
+	uint32_t *order = malloc((table->count + 1) * sizeof(*order));
+	uint32_t i;
+
+	if (order == NULL)
+		return NULL;
+	for (i = 0; i < table->count; i++)
+		order[i] = i;
+	sorting.row = table->row;
+	sorting.compare = compare;
+	qsort(order, table->count, sizeof(*order), compare_indices);
+	return order;
+}
+
+/* Takes the session lock. */
+static enum maildrop_result
+lock_session(struct maildrop *md)
+{
+	char path[PATH_MAX];
+
+	if (md->format->state_path(md, path, sizeof(path)) == -1)
+		return maildrop_failed(md->path, "name of the state file");
+	if (state_lock(path, &md->lock) == STATE_HELD)
+		return MAILDROP_IN_USE;
+	return MAILDROP_OK;
+}
+
+/* Takes a format's prefix off `path`; NULL where there is none. */
+static const struct maildrop_format *
+stated_format(const char **path)
+{
+	static const struct maildrop_format *const formats[] = {
+	    &mbox_format, &maildir_format};
+	size_t i, length;
+
+	for (i = 0; i < sizeof(formats) / sizeof(*formats); i++) {
+		length = strlen(formats[i]->name);
+		if (strncmp(*path, formats[i]->name, length) == 0 &&
+		    (*path)[length] == ':') {
+			*path += length + 1;
+			return formats[i];
+		}
+	}
+	return NULL;
+}
+
+void
+maildrop_open_empty(struct maildrop *md)
+{
+	memset(md, 0, sizeof(*md));
+	md->lock = -1;
+}
+
+enum maildrop_result
+maildrop_open(struct maildrop *md, const char *path)
+{
+	static char block[MAILDROP_BLOCK_OCTETS];
+	const struct maildrop_format *format;
+	enum maildrop_result result;
+	struct stat st;
+
+	maildrop_open_empty(md);
+	md->block = block;
+	format = stated_format(&path);
+	/* Locks stand beside the real file, whatever leads to it. */
+	if (realpath(path, md->path) == NULL || stat(md->path, &st) == -1)
+		return errno == ENOENT || errno == ENOTDIR
+			   ? MAILDROP_VANISHED
+			   : maildrop_failed(path, "open");
+	if (format == NULL)
+		format = S_ISDIR(st.st_mode) ? &maildir_format : &mbox_format;
+	if (st.st_uid != geteuid()) {
+		log_error(md->path, "owned by uid %lu, not by the user",
+		    (unsigned long)st.st_uid);
+		return MAILDROP_PERM;
+	}
+	md->format = format;
+	result = lock_session(md);
+	if (result == MAILDROP_OK)
+		result = format->open(md);
+	if (result != MAILDROP_OK)
+		maildrop_close(md);
+	return result;
+}
+
+void
+maildrop_close(struct maildrop *md)
+{
+	if (md->format != NULL)
+		md->format->close(md);
+	if (md->lock != -1)
+		close(md->lock);
+	free(md->table.row);
+	maildrop_open_empty(md);
+}
+
+enum maildrop_result
+maildrop_scan(struct maildrop *md)
+{
+	enum maildrop_result result;
+
+	if (md->format == NULL)
+		return MAILDROP_OK;
+	result = md->format->scan(md);
+	if (result == MAILDROP_OK)
+		maildrop_reset(md);
+	return result;
+}
+
+/* ---- Marks ---- */
+
+void
+maildrop_mark(struct maildrop *md, unsigned n)
+{
+	struct message *m = &md->table.row[n - 1];
+
+	m->flags |= MESSAGE_DELETED;
+	md->count--;
+	md->octets -= m->octets;
+}
+
+void
+maildrop_reset(struct maildrop *md)
+{
+	unsigned i;
+
+	md->count = md->table.count;
+	md->octets = 0;
+	for (i = 0; i < md->table.count; i++) {
+		md->table.row[i].flags &=
+		    ~(unsigned)MESSAGE_DELETED & MESSAGE_FLAGS;
+		md->octets += md->table.row[i].octets;
+	}
+}
+
+enum maildrop_result
+maildrop_update(struct maildrop *md, struct maildrop_tally *tally)
+{
+	enum maildrop_result result = MAILDROP_OK;
+	unsigned i;
+
+	memset(tally, 0, sizeof(*tally));
+	if (md->format != NULL)
+		result = md->format->update(md, tally);
+	for (i = 0; i < md->table.count; i++)
+		if ((md->table.row[i].flags & MESSAGE_VANISHED) == 0)
+			tally->left++;
+	tally->left -= tally->removed;
+	return result;
+}
+
+/* ---- Unique-ids ---- */
+
+static int
+by_digest(const struct message *a, const struct message *b)
+{
+	return memcmp(a->of.digest, b->of.digest, DIGEST_OCTETS);
+}
+
+/* Numbers the messages that share a digest, in their order. */
+static enum maildrop_result
+number_copies(struct maildrop *md)
+{
+	uint32_t *order = message_order(&md->table, by_digest), i;
+	struct message *m, *before = NULL;
+
+	if (order == NULL)
+		return maildrop_failed(md->path, "unique-ids");
+	for (i = 0; i < md->table.count; i++) {
+		m = &md->table.row[order[i]];
+		if ((m->flags & MESSAGE_DIGEST) == 0)
+			continue;
+		m->copy = 1;
+		if (before != NULL && by_digest(before, m) == 0)
+			m->copy =
+			    (before->copy + (before->copy < MESSAGE_COPY_MAX)) &
+			    MESSAGE_COPY_MAX;
+		before = m;
+	}
+	free(order);
+	md->numbered = true;
+	return MAILDROP_OK;
+}
+
+enum maildrop_result
+maildrop_unique_id(
+    struct maildrop *md, unsigned n, char id[MAILDROP_UID_OCTETS + 1])
+{
+	const struct message *m = &md->table.row[n - 1];
+	enum maildrop_result result;
+
+	if ((m->flags & MESSAGE_DIGEST) == 0) {
+		md->format->name_id(m, id);
+		return MAILDROP_OK;
+	}
+	if (!md->numbered) {
+		result = number_copies(md);
+		if (result != MAILDROP_OK)
+			return result;
+	}
+	digest_hex(m->of.digest, id);
+	if (m->copy > 1)
+		snprintf(id + DIGEST_HEX, MAILDROP_UID_OCTETS - DIGEST_HEX,
+		    ".%u", (unsigned)m->copy);
+	return MAILDROP_OK;
+}
+
+/* ---- Octets out ---- */
+
+/* Where in a message TOP is. */
+struct top {
+	bool in_body;
+	uint64_t lines;	 /* of the body, still to come */
+	uint64_t length; /* octets of the present line, so far */
+	bool cr;	 /* it begins with CR */
+};
+
+/* How many of these octets TOP shows; less than `length` means the end. */
+static size_t
+top_part(struct top *top, const char *data, size_t length)
+{
+	const char *p = data, *end = data + length, *lf;
+
+	while (p < end && !(top->in_body && top->lines == 0)) {
+		if (top->length == 0)
+			top->cr = *p == '\r';
+		lf = memchr(p, '\n', (size_t)(end - p));
+		if (lf == NULL) {
+			top->length += (size_t)(end - p);
+			return length;
+		}
+		top->length += (size_t)(lf - p);
+		if (top->in_body)
+			top->lines--;
+		else if (top->length == 0 || (top->length == 1 && top->cr))
+			top->in_body = true;
+		top->length = 0;
+		p = lf + 1;
+	}
+	return (size_t)(p - data);
+}
+
+enum maildrop_result
+maildrop_find(struct maildrop *md, unsigned n, struct stored *where)
+{
+	struct message *m = &md->table.row[n - 1];
+
+	if ((m->flags & MESSAGE_VANISHED) != 0)
+		return MAILDROP_VANISHED;
+	return md->format->find(md, m, where);
+}
+
+enum maildrop_result
+maildrop_send(struct maildrop *md, struct stored *where, uint64_t lines,
+    maildrop_sink *sink, void *context)
+{
+	struct top top = {.lines = lines};
+	enum maildrop_result result = MAILDROP_OK;
+	uint64_t done = 0;
+	size_t part, shown = 0;
+	ssize_t n = 0;
+
+	while (result == MAILDROP_OK && done < where->length) {
+		part = MAILDROP_BLOCK_OCTETS;
+		if (where->length - done < part)
+			part = (size_t)(where->length - done);
+		n = read_at(
+		    where->fd, md->block, part, where->start + (off_t)done);
+		if (n < (ssize_t)part) {
+			if (n >= 0)
+				errno = EIO; /* shorter than it was */
+			result = maildrop_failed(md->path, "read");
+			break;
+		}
+		shown = part;
+		if (lines != MAILDROP_ALL_LINES)
+			shown = top_part(&top, md->block, part);
+		if (sink(context, md->block, shown) == -1)
+			result = MAILDROP_STOPPED;
+		done += part;
+		if (shown < part)
+			break;
+	}
+	if (where->close)
+		close(where->fd);
+	return result;
+}
+
+/* ---- Octets and digests of a message ---- */
+
+/* Line ends that are LF without CR before; `last` is the octet before. */
+static size_t
+bare_line_ends(const char *data, size_t length, char last)
+{
+	size_t i, part, count;
+	unsigned char few;
+
+	if (length == 0)
+		return 0;
+	count = data[0] == '\n' && last != '\r';
+	/* Octet-sized sums of short stretches, so that the compiler can do
+	 * many at once. */
+	for (i = 1; i < length;) {
+		part = length - i < 240 ? length : i + 240;
+		for (few = 0; i < part; i++)
+			few = (unsigned char)(few + ((data[i] == '\n') &
+							(data[i - 1] != '\r')));
+		count += few;
+	}
+	return count;
+}
+
+/* The header lines that mail readers add, change or remove. */
+static bool
+reader_rewrites(const char *field)
+{
+	static const char *const fields[] = {"Status", "X-Status", "X-Keywords",
+	    "X-UID", "X-UIDL", "X-IMAP", "X-IMAPbase", "X-Evolution", "X-Label",
+	    "Content-Length", "Lines"};
+	static const char mozilla[] = "X-Mozilla-";
+	size_t i;
+
+	if (strncasecmp(field, mozilla, sizeof(mozilla) - 1) == 0)
+		return true;
+	for (i = 0; i < sizeof(fields) / sizeof(*fields); i++)
+		if (strcasecmp(field, fields[i]) == 0)
+			return true;
+	return false;
+}
+
+void
+meter_start(struct meter *m, bool with_digest)
+{
+	memset(m, 0, sizeof(*m));
+	m->with_digest = with_digest;
+	if (with_digest)
+		digest_start(&m->digest);
+}
+
+/* Digests without CR, so that a copy with other line ends is recognised. */
+static void
+digest_text(struct digest *d, const char *data, size_t length)
+{
+	const char *cr;
+
+	while ((cr = memchr(data, '\r', length)) != NULL) {
+		digest_add(d, data, (size_t)(cr - data));
+		length -= (size_t)(cr - data) + 1;
+		data = cr + 1;
+	}
+	digest_add(d, data, length);
+}
+
+/* The name of a field is complete (or is no name): to digest it or not? */
+static void
+judge_field(struct meter *m)
+{
+	m->field[m->field_length] = '\0';
+	m->skipping = reader_rewrites(m->field);
+	m->state = m->skipping ? METER_SKIPPED : METER_TAKEN;
+	if (!m->skipping)
+		digest_text(&m->digest, m->field, m->field_length);
+}
+
+/* Takes one piece of a header line, without its LF. */
+static void
+header_piece(struct meter *m, const char *data, size_t length)
+{
+	if (m->state == METER_LINE && length > 0) {
+		m->field_length = 0;
+		m->state = METER_NAME;
+		if (*data == ' ' || *data == '\t')
+			m->state = m->skipping ? METER_SKIPPED : METER_TAKEN;
+	}
+	while (m->state == METER_NAME && length > 0) {
+		if (*data == ':' || m->field_length == sizeof(m->field) - 1) {
+			judge_field(m);
+			break;
+		}
+		m->field[m->field_length++] = *data++;
+		length--;
+	}
+	if (m->state == METER_TAKEN)
+		digest_text(&m->digest, data, length);
+}
+
+/* The LF of a header line. */
+static void
+header_line_end(struct meter *m)
+{
+	if (m->state == METER_LINE ||
+	    (m->state == METER_NAME && m->field_length == 1 &&
+		m->field[0] == '\r')) {
+		m->state = METER_BODY;
+		return;
+	}
+	if (m->state == METER_NAME)
+		judge_field(m);
+	if (m->state == METER_TAKEN)
+		digest_add(&m->digest, "\n", 1);
+	m->state = METER_LINE;
+}
+
+void
+meter_add(struct meter *m, const char *data, size_t length)
+{
+	const char *lf;
+	size_t part;
+
+	if (!m->with_digest)
+		m->state = METER_BODY;
+	while (length > 0 && m->state != METER_BODY) {
+		lf = memchr(data, '\n', length);
+		part = lf != NULL ? (size_t)(lf - data) : length;
+		header_piece(m, data, part);
+		if (part > 0)
+			m->last = data[part - 1];
+		m->octets += part;
+		if (lf != NULL) {
+			m->octets += m->last == '\r' ? 1 : 2;
+			m->last = '\n';
+			header_line_end(m);
+			part++;
+		}
+		data += part;
+		length -= part;
+	}
+	if (length == 0)
+		return;
+	m->body_octets += length + bare_line_ends(data, length, m->last);
+	m->last = data[length - 1];
+}
+
+void
+meter_drop_empty_line(struct meter *m)
+{
+	m->body_octets -= 2;
+}
+
+int
+meter_end(struct meter *m, struct message *row)
+{
+	char count[24];
+	uint64_t *last_part =
+	    m->state == METER_BODY ? &m->body_octets : &m->octets;
+
+	/* RETR gives a last line without an end one. */
+	if (m->octets + m->body_octets > 0 && m->last != '\n')
+		*last_part += 2;
+	if (m->octets + m->body_octets > MESSAGE_OCTETS_MAX)
+		return -1;
+	row->octets = (m->octets + m->body_octets) & MESSAGE_OCTETS_MAX;
+	if (!m->with_digest)
+		return 0;
+	if (m->state == METER_NAME)
+		judge_field(m);
+	snprintf(
+	    count, sizeof(count), "\n%llu", (unsigned long long)m->body_octets);
+	digest_add(&m->digest, count, strlen(count));
+	digest_end(&m->digest, row->of.digest);
+	row->flags |= MESSAGE_DIGEST;
+	return 0;
+}

@@ -1,0 +1,223 @@
+/*
+ * The maildrop as a session sees it (RFC 1939), whatever its format: a table
+ * of messages, numbered from 1, with exact octets and unique-ids; marks; and
+ * the UPDATE that removes what is marked. mbox.c and maildir.c stand behind
+ * it as a `struct maildrop_format` each; a third format needs no more.
+ */
+#ifndef MAILDROP_H
+#define MAILDROP_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "digest.h"
+
+#define MAILDROP_UID_OCTETS 70	     /* RFC 1939 section 7, UIDL */
+#define MAILDROP_BLOCK_OCTETS 131072 /* what is read at once */
+#define MAILDROP_ALL_LINES UINT64_MAX
+
+/* What a row can hold: 16 TiB, and a million copies of one message (further
+ * ones share an id, as RFC 1939 allows). */
+#define MESSAGE_OCTETS_MAX ((UINT64_C(1) << 44) - 1)
+#define MESSAGE_COPY_MAX ((UINT64_C(1) << 20) - 1)
+
+enum maildrop_result {
+	MAILDROP_OK,
+	MAILDROP_IN_USE,   /* another session has it: [IN-USE] */
+	MAILDROP_TEMP,	   /* may work later: [SYS/TEMP] */
+	MAILDROP_PERM,	   /* somebody must mend something: [SYS/PERM] */
+	MAILDROP_VANISHED, /* this one message is not there any more */
+	MAILDROP_STOPPED   /* the sink wants no more */
+};
+
+enum message_flag {
+	MESSAGE_DELETED = 1,	/* marked by DELE */
+	MESSAGE_VANISHED = 2,	/* removed by somebody else */
+	MESSAGE_DIGEST = 4,	/* unique-id is `digest` and `copy` */
+	MESSAGE_IN_NEW = 8,	/* Maildir: in new/, not cur/ */
+	MESSAGE_AMBIGUOUS = 16, /* Maildir: others have its base name */
+	MESSAGE_MISSED = 32,	/* Maildir: not seen in a listing */
+	MESSAGE_LINKED = 64,	/* Maildir: its name in cur/ is made */
+	MESSAGE_GAP_LF = 128,	/* mbox: an empty line, LF, separates it */
+	MESSAGE_GAP_CRLF = 256	/* mbox: the same, CRLF */
+};
+#define MESSAGE_FLAGS 0xfffffU /* all that fit; keeps -Wconversion content */
+
+/* One row of the table: 32 octets, since there may be a million. */
+struct message {
+	uint64_t octets : 44; /* what RETR sends before byte-stuffing */
+	uint64_t copy : 20;   /* 1 for the first message of a digest, 2, ... */
+	uint64_t place : 44;  /* mbox: offset of its From_ line in the file;
+				 Maildir: offset of its name in the names */
+	uint64_t flags : 20;  /* enum message_flag */
+	union {
+		unsigned char digest[DIGEST_OCTETS];
+		uint64_t size;	/* Maildir: octets as stored */
+		uint64_t order; /* Maildir, while scanning: when delivered */
+	} of;
+};
+
+struct message_table {
+	struct message *row; /* row[n - 1] is message n */
+	unsigned count;
+	unsigned room;
+};
+
+/* Where the octets of a message are stored. */
+struct stored {
+	int fd;
+	off_t start;
+	uint64_t length;
+	bool close; /* fd is to be closed after use */
+};
+
+struct maildrop_tally {
+	unsigned removed;
+	unsigned failed; /* marked, but not removed */
+	unsigned left;
+};
+
+struct maildrop;
+
+/* What a format does; see the functions of a session below. */
+struct maildrop_format {
+	const char *name;
+	/* Where the state file of the maildrop at md->path stands. */
+	int (*state_path)(const struct maildrop *md, char *out, size_t room);
+	enum maildrop_result (*open)(struct maildrop *md);
+	enum maildrop_result (*scan)(struct maildrop *md);
+	enum maildrop_result (*find)(
+	    struct maildrop *md, struct message *m, struct stored *where);
+	void (*name_id)(const struct message *m, char id[]); /* no digest */
+	enum maildrop_result (*update)(
+	    struct maildrop *md, struct maildrop_tally *tally);
+	void (*close)(struct maildrop *md);
+};
+
+extern const struct maildrop_format mbox_format, maildir_format;
+
+struct maildrop {
+	const struct maildrop_format *format; /* NULL: empty, nothing there */
+	char path[PATH_MAX];
+	struct message_table table;
+	unsigned count;	 /* messages not marked */
+	uint64_t octets; /* of those */
+	int lock;	 /* the state file, locked, or -1 */
+	bool numbered;	 /* `copy` is known of all rows */
+	char *block;	 /* MAILDROP_BLOCK_OCTETS, while something is read */
+};
+
+/* A sink takes octets as stored; it returns 0, or -1 to want no more. */
+typedef int maildrop_sink(void *context, const char *data, size_t length);
+
+/*
+ * Opens the maildrop at `path`, which may begin with "maildir:" or "mbox:";
+ * otherwise a directory is a Maildir and anything else an mbox. Takes the
+ * session lock, then looks at owner and form, but does not scan. A path where
+ * nothing exists is MAILDROP_VANISHED. On any result but MAILDROP_OK nothing
+ * is kept, and the log has the reason.
+ */
+enum maildrop_result maildrop_open(struct maildrop *md, const char *path);
+
+/* Makes `md` a maildrop without messages, for a user who has none. */
+void maildrop_open_empty(struct maildrop *md);
+
+/* Fills the table: octets of every message, noted for the whole session
+ * (RFC 1939 section 4). After a failure only maildrop_close() may follow. */
+enum maildrop_result maildrop_scan(struct maildrop *md);
+
+/* Writes the unique-id of message `n` and a NUL to `id`. */
+enum maildrop_result maildrop_unique_id(
+    struct maildrop *md, unsigned n, char id[MAILDROP_UID_OCTETS + 1]);
+
+/*
+ * Finds message `n`, so that what can go wrong does so before a reply begins.
+ * On MAILDROP_OK `where` is to be given to maildrop_send().
+ */
+enum maildrop_result
+maildrop_find(struct maildrop *md, unsigned n, struct stored *where);
+
+/*
+ * Gives the octets of a found message, as stored, to `sink`: header, empty
+ * line and the first `lines` lines of the body, or with MAILDROP_ALL_LINES
+ * everything. MAILDROP_OK, MAILDROP_STOPPED, or MAILDROP_TEMP where the
+ * message could not be read to its end. Closes what was found.
+ */
+enum maildrop_result maildrop_send(struct maildrop *md, struct stored *where,
+    uint64_t lines, maildrop_sink *sink, void *context);
+
+/* Marks message `n` deleted, which it is not yet; unmarks all. */
+void maildrop_mark(struct maildrop *md, unsigned n);
+void maildrop_reset(struct maildrop *md);
+
+/*
+ * UPDATE: removes the marked messages, durably, and no others. MAILDROP_OK
+ * only if all of them are gone. `tally` is filled in any case.
+ */
+enum maildrop_result
+maildrop_update(struct maildrop *md, struct maildrop_tally *tally);
+
+/* Gives up locks, descriptors and memory. */
+void maildrop_close(struct maildrop *md);
+
+/* ---- For the formats ---- */
+
+/* Appends a zeroed row; NULL when there is no memory. */
+struct message *message_add(struct message_table *table);
+
+/*
+ * The rows in the order that `compare` gives (as qsort(3) asks of it), equal
+ * ones as they stand: an array of table->count indices, from 0, that the
+ * caller frees. NULL when there is no memory.
+ */
+uint32_t *message_order(const struct message_table *table,
+    int (*compare)(const struct message *, const struct message *));
+
+/* The result, after a line in the log, for a failed system call on `path`. */
+enum maildrop_result maildrop_failed(const char *path, const char *what);
+
+/* pread(2) that is not cut short by signals: the octets read (less than
+ * `length` only at the end of the file), or -1 with errno. */
+ssize_t read_at(int fd, char *to, size_t length, off_t at);
+
+/* Names the file next to `path` that is called `prefix` NAME `suffix`.
+ * Returns 0, or -1 with errno ENAMETOOLONG. */
+int path_beside(const char *path, const char *prefix, const char *suffix,
+    char *out, size_t room);
+
+/*
+ * Measures one message from its stored octets: what RETR will send of it, and
+ * the digest that recognises it (DESIGN: From_ line, the header lines that no
+ * mail reader rewrites, the octet count of the body).
+ */
+struct meter {
+	uint64_t octets;      /* with line ends as CRLF */
+	uint64_t body_octets; /* of these after the empty line */
+	struct digest digest;
+	char field[16]; /* the beginning of a header line */
+	unsigned char field_length;
+	enum meter_state {
+		METER_LINE,    /* at the start of a header line */
+		METER_NAME,    /* in the name of a header field */
+		METER_TAKEN,   /* in a header line that is digested */
+		METER_SKIPPED, /* in one that is not */
+		METER_BODY
+	} state;
+	bool skipping; /* the present field, for its continuation lines */
+	bool with_digest;
+	char last; /* octet, 0 before the first */
+};
+
+/* `with_digest` false saves its cost where only octets are asked for. */
+void meter_start(struct meter *m, bool with_digest);
+void meter_add(struct meter *m, const char *data, size_t length);
+/* Leaves out an empty line that was added last and belongs to a separator. */
+void meter_drop_empty_line(struct meter *m);
+/* Ends: stores octets, and the digest if asked for, in `row`. Returns -1
+ * where a row cannot hold the octets. */
+int meter_end(struct meter *m, struct message *row);
+
+#endif

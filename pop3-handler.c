@@ -1,0 +1,1226 @@
+/*
+ * pop3-handler: one POP3 session (RFC 1939) on fd 0 and 1, run by a
+ * superserver. This file has main, the options, the three states and one
+ * function per verb; everything else is behind the headers.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pwd.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <sysexits.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "account.h"
+#include "log.h"
+#include "maildrop.h"
+#include "peer.h"
+#include "sandbox.h"
+#include "wire.h"
+
+#define VERSION "0.1"
+#define AUTOLOGOUT_SECONDS 600 /* RFC 1939 section 3: at least ten minutes */
+#define MAILDROPS_MAX 16
+#define HOST_OCTETS 255
+#define NONSENSE_MAX 20	       /* in a row, then the session ends */
+#define LOGIN_COMMANDS_MAX 100 /* in AUTHORIZATION */
+#define FAILURES_MAX 3	       /* of logins */
+#define FAILURE_SECONDS 2      /* times the number of the failure */
+#define FRONT_GRACE 10 /* seconds by which the monitor's clock is longer */
+
+static struct {
+	const char *accounts; /* -a */
+	struct {
+		const char *path;
+		bool literal; /* as it stands, not a template */
+	} maildrop[MAILDROPS_MAX];
+	unsigned maildrops;
+	bool preauthenticated; /* -P */
+	unsigned autologout;   /* -t, seconds */
+	const char *front;     /* -u */
+	char host[HOST_OCTETS + 1];
+} options = {.autologout = AUTOLOGOUT_SECONDS, .front = "nobody"};
+
+/* How a session ended; for the log. */
+enum reason {
+	REASON_NONE,
+	REASON_QUIT,
+	REASON_DISCONNECT,
+	REASON_AUTOLOGOUT,
+	REASON_NONSENSE,
+	REASON_LOGINS,
+	REASON_MAILDROP
+};
+
+static const char *const reason_names[] = {"none", "quit", "disconnect",
+    "autologout", "nonsense", "failed-logins", "maildrop"};
+
+static struct {
+	bool authorized;   /* AUTHORIZATION is over */
+	enum reason ended; /* REASON_NONE while the session goes on */
+	unsigned nonsense; /* commands in a row that made no sense */
+
+	/* AUTHORIZATION */
+	char name[WIRE_COMMAND_OCTETS];
+	bool named;    /* this command is a USER */
+	bool may_pass; /* the one before was */
+	unsigned commands;
+	int monitor; /* where the front sends its requests */
+
+	/* TRANSACTION and UPDATE */
+	struct maildrop maildrop;
+	enum maildrop_result scanned;
+	unsigned retrieved;
+	struct maildrop_tally tally;
+} session;
+
+/* ---- Replies to what is wrong ---- */
+
+static void
+end_session(enum reason reason)
+{
+	if (session.ended == REASON_NONE)
+		session.ended = reason;
+}
+
+/* A command that makes no sense; many in a row end the session. */
+static void
+err_nonsense(const char *text)
+{
+	wire_err("%s", text);
+	if (++session.nonsense >= NONSENSE_MAX)
+		end_session(REASON_NONSENSE);
+}
+
+static void
+err_no_message(void)
+{
+	wire_err("no such message");
+}
+
+/* What a failure of the maildrop means to the client (RFC 2449, RFC 3206). */
+static const char *
+failure_text(enum maildrop_result result)
+{
+	switch (result) {
+	case MAILDROP_IN_USE:
+		return "[IN-USE] another session has the maildrop";
+	case MAILDROP_PERM:
+		return "[SYS/PERM] the maildrop cannot be used";
+	case MAILDROP_VANISHED:
+		return "somebody else has removed the message";
+	default:
+		return "[SYS/TEMP] the maildrop cannot be used now";
+	}
+}
+
+static enum reason
+reason_of(enum wire_status status)
+{
+	return status == WIRE_AUTOLOGOUT ? REASON_AUTOLOGOUT
+					 : REASON_DISCONNECT;
+}
+
+/* ---- Arguments ---- */
+
+/* The one judge of numbers: decimal digits only. What does not fit is larger
+ * than anything there is. */
+static bool
+read_number(const char *text, uint64_t *number)
+{
+	*number = 0;
+	if (*text == '\0')
+		return false;
+	for (; *text != '\0'; text++) {
+		if (*text < '0' || *text > '9')
+			return false;
+		if (*number > UINT64_MAX / 10 - 1)
+			*number = UINT64_MAX / 10;
+		else
+			*number = *number * 10 + (uint64_t)(*text - '0');
+	}
+	return true;
+}
+
+/* The one judge of message numbers: that of a message that is there and not
+ * marked deleted, or 0 after the -ERR reply. */
+static unsigned
+read_message(const char *text)
+{
+	const struct message_table *table = &session.maildrop.table;
+	uint64_t number;
+
+	if (!read_number(text, &number)) {
+		err_nonsense("a message number is decimal digits");
+	} else if (number < 1 || number > table->count) {
+		err_no_message();
+	} else if (table->row[number - 1].flags & MESSAGE_DELETED) {
+		wire_err("message %u is deleted", (unsigned)number);
+	} else {
+		return (unsigned)number;
+	}
+	return 0;
+}
+
+/* ---- Both states ---- */
+
+static void
+do_capa(char *argument)
+{
+	static const char both[] = "TOP\r\nUIDL\r\nRESP-CODES\r\n"
+				   "AUTH-RESP-CODE\r\nPIPELINING\r\n"
+				   "EXPIRE NEVER\r\n";
+
+	(void)argument;
+	wire_ok("capabilities follow");
+	if (!options.preauthenticated)
+		wire_text("USER\r\n", 6);
+	wire_text(both, sizeof(both) - 1);
+	if (session.authorized) {
+		static const char name[] =
+		    "IMPLEMENTATION pop3-handler-" VERSION "\r\n";
+
+		wire_text(name, sizeof(name) - 1);
+	}
+	wire_dot();
+}
+
+/* ---- AUTHORIZATION, in the front ---- */
+
+/*
+ * Front and monitor speak by records on a socket that keeps their bounds. The
+ * front: ALIVE, a command came; LOGIN name NUL secret NUL; ENDED reason. The
+ * monitor answers a LOGIN, and nothing else, with one octet.
+ */
+enum record { RECORD_ALIVE = 'a', RECORD_LOGIN = 'l', RECORD_ENDED = 'e' };
+enum answer {
+	ANSWER_ACCEPTED = 'A',
+	ANSWER_REFUSED = 'R',
+	ANSWER_LAST = 'L', /* refused, and that was the last try */
+	ANSWER_TEMP = 'T',
+	ANSWER_PERM = 'P'
+};
+
+#define RECORD_OCTETS (1 + 2 * (WIRE_COMMAND_OCTETS + 1))
+
+static void
+tell_monitor(const char *record, size_t length)
+{
+	if (send(session.monitor, record, length, MSG_NOSIGNAL) == -1)
+		end_session(REASON_DISCONNECT);
+}
+
+static void
+do_user(char *argument)
+{
+	/* Nobody learns here which names exist: RFC 1939 section 13. */
+	strcpy(session.name, argument);
+	session.named = true;
+	wire_ok("now the password");
+}
+
+/* The monitor has decided on a login. */
+static void
+hear_answer(char answer)
+{
+	switch (answer) {
+	case ANSWER_ACCEPTED:
+		/* From here on the monitor speaks to the client. */
+		_exit(EX_OK);
+	case ANSWER_TEMP:
+		wire_err("[SYS/TEMP] logins are not possible now");
+		break;
+	case ANSWER_PERM:
+		wire_err("[SYS/PERM] this account cannot be used");
+		break;
+	case ANSWER_LAST:
+		end_session(REASON_LOGINS);
+		/* FALLTHROUGH */
+	default:
+		wire_err("[AUTH] wrong name or password");
+	}
+}
+
+static void
+do_pass(char *argument)
+{
+	size_t name = strlen(session.name) + 1, secret = strlen(argument) + 1;
+	char record[RECORD_OCTETS] = {RECORD_LOGIN}, answer;
+	enum wire_status status;
+
+	if (!session.may_pass) {
+		err_nonsense("USER comes first");
+		return;
+	}
+	memcpy(record + 1, session.name, name);
+	memcpy(record + 1 + name, argument, secret);
+	tell_monitor(record, 1 + name + secret);
+	explicit_bzero(record, sizeof(record));
+	explicit_bzero(argument, secret);
+	status = wire_await(session.monitor, true, -1);
+	if (status != WIRE_OK)
+		end_session(reason_of(status));
+	else if (recv(session.monitor, &answer, 1, 0) != 1)
+		end_session(REASON_DISCONNECT);
+	else
+		hear_answer(answer);
+}
+
+static void
+do_authorization_quit(char *argument)
+{
+	(void)argument;
+	wire_ok("bye");
+	end_session(REASON_QUIT);
+}
+
+/* ---- TRANSACTION ---- */
+
+static void
+do_noop(char *argument)
+{
+	(void)argument;
+	wire_ok("still here");
+}
+
+static void
+do_stat(char *argument)
+{
+	(void)argument;
+	wire_ok("%u %llu", session.maildrop.count,
+	    (unsigned long long)session.maildrop.octets);
+}
+
+static void
+do_list(char *argument)
+{
+	const struct message_table *table = &session.maildrop.table;
+	unsigned n;
+
+	if (*argument != '\0') {
+		n = read_message(argument);
+		if (n > 0)
+			wire_ok("%u %llu", n,
+			    (unsigned long long)table->row[n - 1].octets);
+		return;
+	}
+	wire_ok("%u messages (%llu octets)", session.maildrop.count,
+	    (unsigned long long)session.maildrop.octets);
+	for (n = 1; n <= table->count; n++) {
+		if (table->row[n - 1].flags & MESSAGE_DELETED)
+			continue;
+		wire_number(n);
+		wire_text(" ", 1);
+		wire_number(table->row[n - 1].octets);
+		wire_text("\r\n", 2);
+	}
+	wire_dot();
+}
+
+static void
+do_uidl(char *argument)
+{
+	const struct message_table *table = &session.maildrop.table;
+	char id[MAILDROP_UID_OCTETS + 1];
+	enum maildrop_result result;
+	unsigned n = 1;
+
+	if (*argument != '\0') {
+		n = read_message(argument);
+		if (n == 0)
+			return;
+	}
+	/* The first one asked for shows whether there are any to be had. */
+	if (table->count > 0) {
+		result = maildrop_unique_id(&session.maildrop, n, id);
+		if (result != MAILDROP_OK) {
+			wire_err("%s", failure_text(result));
+			return;
+		}
+	}
+	if (*argument != '\0') {
+		wire_ok("%u %s", n, id);
+		return;
+	}
+	wire_ok("unique-ids follow");
+	for (n = 1; n <= table->count; n++) {
+		if (table->row[n - 1].flags & MESSAGE_DELETED)
+			continue;
+		maildrop_unique_id(&session.maildrop, n, id);
+		wire_number(n);
+		wire_text(" ", 1);
+		wire_text(id, strlen(id));
+		wire_text("\r\n", 2);
+	}
+	wire_dot();
+}
+
+/* Sends message `n` or its top, once the reply can no longer be -ERR. */
+static void
+send_message(struct stored *where, uint64_t lines)
+{
+	enum maildrop_result result;
+
+	wire_message_begin();
+	result =
+	    maildrop_send(&session.maildrop, where, lines, wire_message, NULL);
+	if (result == MAILDROP_OK) {
+		wire_message_end();
+		return;
+	}
+	/* Half a message is out and there is no way to say so, but to hang
+	 * up; the loop over the commands sees a client that is gone. */
+	if (result != MAILDROP_STOPPED)
+		end_session(REASON_MAILDROP);
+}
+
+static void
+do_retr(char *argument)
+{
+	unsigned n = read_message(argument);
+	enum maildrop_result result;
+	struct stored where;
+
+	if (n == 0)
+		return;
+	result = maildrop_find(&session.maildrop, n, &where);
+	if (result != MAILDROP_OK) {
+		wire_err("%s", failure_text(result));
+		return;
+	}
+	wire_ok("%llu octets",
+	    (unsigned long long)session.maildrop.table.row[n - 1].octets);
+	send_message(&where, MAILDROP_ALL_LINES);
+	session.retrieved++;
+}
+
+static void
+do_top(char *argument)
+{
+	char *lines = strchr(argument, ' ');
+	enum maildrop_result result;
+	struct stored where;
+	uint64_t count;
+	unsigned n;
+
+	*lines++ = '\0';
+	if (!read_number(lines, &count)) {
+		err_nonsense("TOP takes a message number and a line count");
+		return;
+	}
+	n = read_message(argument);
+	if (n == 0)
+		return;
+	result = maildrop_find(&session.maildrop, n, &where);
+	if (result != MAILDROP_OK) {
+		wire_err("%s", failure_text(result));
+		return;
+	}
+	wire_ok("top of message follows");
+	send_message(&where, count);
+}
+
+static void
+do_dele(char *argument)
+{
+	unsigned n = read_message(argument);
+
+	if (n == 0)
+		return;
+	maildrop_mark(&session.maildrop, n);
+	wire_ok("message %u deleted", n);
+}
+
+static void
+do_rset(char *argument)
+{
+	(void)argument;
+	maildrop_reset(&session.maildrop);
+	wire_ok("%u messages (%llu octets)", session.maildrop.count,
+	    (unsigned long long)session.maildrop.octets);
+}
+
+/* ---- UPDATE ---- */
+
+static void
+do_quit(char *argument)
+{
+	struct maildrop_tally *tally = &session.tally;
+	enum maildrop_result result;
+	enum wire_status status;
+	sigset_t all, before;
+
+	(void)argument;
+	/* What the client has not been sent, it must not lose: everything is
+	 * out and nothing says that it is gone, or there is no UPDATE. */
+	status = wire_settled();
+	if (status != WIRE_OK) {
+		end_session(reason_of(status));
+		return;
+	}
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, &before);
+	result = maildrop_update(&session.maildrop, tally);
+	/* RFC 1939 section 6: the lock is released before the answer. */
+	maildrop_close(&session.maildrop);
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	end_session(REASON_QUIT);
+	if (result == MAILDROP_OK)
+		wire_ok("%u deleted", tally->removed);
+	else
+		wire_err("[SYS/%s] %s",
+		    result == MAILDROP_PERM ? "PERM" : "TEMP",
+		    tally->removed == 0 ? "nothing removed"
+					: "some deleted messages not removed");
+}
+
+/* ---- Commands ---- */
+
+enum arguments { NONE, ONE, PERHAPS_ONE, TWO, REST };
+
+struct verb {
+	const char *name;
+	enum arguments arguments;
+	bool maildrop; /* needs it */
+	void (*run)(char *argument);
+};
+
+static const struct verb authorization[] = {
+    {"CAPA", NONE, false, do_capa},
+    {"USER", ONE, false, do_user},
+    {"PASS", REST, false, do_pass},
+    {"QUIT", NONE, false, do_authorization_quit},
+    {NULL, NONE, false, NULL},
+};
+
+static const struct verb transaction[] = {
+    {"STAT", NONE, true, do_stat},
+    {"LIST", PERHAPS_ONE, true, do_list},
+    {"UIDL", PERHAPS_ONE, true, do_uidl},
+    {"RETR", ONE, true, do_retr},
+    {"TOP", TWO, true, do_top},
+    {"DELE", ONE, true, do_dele},
+    {"RSET", NONE, true, do_rset},
+    {"NOOP", NONE, false, do_noop},
+    {"CAPA", NONE, false, do_capa},
+    {"QUIT", NONE, false, do_quit},
+    {NULL, NONE, false, NULL},
+};
+
+static const struct verb *
+find_verb(const struct verb *verb, const char *name)
+{
+	for (; verb->name != NULL; verb++)
+		if (strcasecmp(verb->name, name) == 0)
+			return verb;
+	return NULL;
+}
+
+/* Whether `text`, without spaces at its end, is so many words with single
+ * spaces between them. */
+static bool
+fits(enum arguments arguments, const char *text)
+{
+	unsigned words = *text != '\0';
+	const char *p;
+
+	if (arguments == REST)
+		return true;
+	for (p = text; *p != '\0'; p++)
+		if (*p == ' ') {
+			if (p == text || p[1] == ' ')
+				return false;
+			words++;
+		}
+	switch (arguments) {
+	case NONE:
+		return words == 0;
+	case PERHAPS_ONE:
+		return words <= 1;
+	case TWO:
+		return words == 2;
+	default:
+		return words == 1;
+	}
+}
+
+static bool
+has_control(const char *line, size_t length)
+{
+	size_t i;
+
+	for (i = 0; i < length; i++)
+		if ((unsigned char)line[i] < ' ' || line[i] == 0x7f)
+			return true;
+	return false;
+}
+
+static void
+run_verb(const struct verb *verb, char *argument)
+{
+	size_t length = strlen(argument);
+
+	if (verb->arguments != REST)
+		while (length > 0 && argument[length - 1] == ' ')
+			argument[--length] = '\0';
+	if (!fits(verb->arguments, argument)) {
+		err_nonsense("wrong arguments");
+		return;
+	}
+	if (verb->maildrop && session.scanned != MAILDROP_OK) {
+		wire_err("%s", failure_text(session.scanned));
+		end_session(REASON_MAILDROP);
+		return;
+	}
+	session.nonsense = 0;
+	verb->run(argument);
+}
+
+/* Judges one line and runs it. */
+static void
+obey(char *line, size_t length)
+{
+	const struct verb *verbs =
+	    session.authorized ? transaction : authorization;
+	const struct verb *verb,
+	    *others = session.authorized ? authorization : transaction;
+	char *argument = line + strcspn(line, " ");
+
+	/* RFC 1939 section 7: PASS comes right after a USER. */
+	session.may_pass = session.named;
+	session.named = false;
+	if (has_control(line, length)) {
+		err_nonsense("a command has no control characters");
+		return;
+	}
+	if (*argument == ' ')
+		*argument++ = '\0';
+	verb = find_verb(verbs, line);
+	if (verb != NULL && verb->arguments == REST && *argument == '\0')
+		err_nonsense("wrong arguments");
+	else if (verb != NULL)
+		run_verb(verb, argument);
+	else if (find_verb(others, line) != NULL)
+		err_nonsense("not in this state");
+	else
+		err_nonsense("unknown command");
+}
+
+/* Serves commands until the session ends. */
+static void
+serve(void)
+{
+	enum wire_status status;
+	size_t length;
+	char *line;
+
+	while (session.ended == REASON_NONE) {
+		status = wire_command(&line, &length);
+		if (!session.authorized) {
+			tell_monitor(&(char){RECORD_ALIVE}, 1);
+			if (++session.commands > LOGIN_COMMANDS_MAX) {
+				wire_err("too many commands before login");
+				end_session(REASON_NONSENSE);
+				break;
+			}
+		}
+		if (status == WIRE_OK)
+			obey(line, length);
+		else if (status == WIRE_TOO_LONG)
+			err_nonsense("command line too long");
+		else
+			end_session(reason_of(status));
+		if (!session.authorized)
+			wire_wipe();
+	}
+	wire_flush();
+}
+
+/* ---- TRANSACTION begins ---- */
+
+/* Says no to a client that may not have its maildrop. */
+static void
+refuse_session(enum maildrop_result result)
+{
+	static const char *const names[] = {"none", "in-use", "temporary",
+	    "permanent", "temporary", "temporary"};
+
+	log_event(LOG_NOTICE, "refused", "reason=%s", names[result]);
+	wire_err("%s", failure_text(result));
+	wire_flush();
+}
+
+/* The path of a maildrop, where it may be for this account. */
+static enum maildrop_result
+maildrop_path(unsigned i, const struct account *account, char path[PATH_MAX])
+{
+	const char *from = options.maildrop[i].path;
+
+	if (options.maildrop[i].literal) {
+		if ((size_t)snprintf(path, PATH_MAX, "%s", from) < PATH_MAX)
+			return MAILDROP_OK;
+		errno = ENAMETOOLONG;
+	} else if (account_expand(from, account, path, PATH_MAX) == 0) {
+		return MAILDROP_OK;
+	}
+	log_error(from, "%s",
+	    errno == ENOENT ? "the home is not known" : strerror(errno));
+	return MAILDROP_PERM;
+}
+
+/* Opens the first maildrop that exists. */
+static enum maildrop_result
+open_maildrop(const struct account *account)
+{
+	enum maildrop_result result = MAILDROP_VANISHED;
+	char path[PATH_MAX];
+	unsigned i;
+
+	for (i = 0; result == MAILDROP_VANISHED && i < options.maildrops; i++) {
+		result = maildrop_path(i, account, path);
+		if (result == MAILDROP_OK)
+			result = maildrop_open(&session.maildrop, path);
+	}
+	if (result != MAILDROP_VANISHED)
+		return result;
+	maildrop_open_empty(&session.maildrop);
+	return MAILDROP_OK;
+}
+
+static void
+log_end(time_t started)
+{
+	unsigned left = session.tally.left;
+
+	/* Without UPDATE everything is left. */
+	if (session.maildrop.format != NULL)
+		left = session.maildrop.table.count;
+	log_event(LOG_INFO, "end",
+	    "reason=%s retrieved=%u deleted=%u left=%u octets=%llu "
+	    "seconds=%lld",
+	    reason_names[session.ended], session.retrieved,
+	    session.tally.removed, left, (unsigned long long)wire_sent(),
+	    (long long)(time(NULL) - started));
+}
+
+/*
+ * The session of an account, as the user we have become. The client hears +OK
+ * before the scan: a first one that is slow must not look like a failed login.
+ */
+static int
+run_transaction(const struct account *account, const char *welcome)
+{
+	enum maildrop_result result;
+	char quoted[LOG_VALUE_MAX];
+	time_t started = time(NULL);
+
+	session.authorized = true;
+	session.nonsense = 0;
+	result = open_maildrop(account);
+	if (result != MAILDROP_OK) {
+		refuse_session(result);
+		return EX_OK;
+	}
+	log_event(LOG_INFO, "login", "maildrop=%s",
+	    log_quote(
+		session.maildrop.format != NULL ? session.maildrop.path : "-",
+		quoted));
+	wire_ok("%s", welcome);
+	if (wire_flush() == WIRE_OK) {
+		session.scanned = maildrop_scan(&session.maildrop);
+		serve();
+	} else {
+		end_session(reason_of(wire_flush()));
+	}
+	log_end(started);
+	maildrop_close(&session.maildrop);
+	return EX_OK;
+}
+
+/* ---- Front and monitor ---- */
+
+static void
+greet(void)
+{
+	wire_ok("%s pop3-handler ready", options.host);
+}
+
+/* The process that strangers talk to; it owns nothing and decides nothing. */
+static _Noreturn void
+run_front(int monitor, pid_t parent, const struct passwd *user)
+{
+	char record[2] = {RECORD_ENDED};
+
+	if ((user != NULL &&
+		sandbox_become(user->pw_uid, user->pw_gid) == -1) ||
+	    sandbox_die_with(parent) == -1)
+		_exit(EX_OSERR);
+	session.monitor = monitor;
+	wire_open(WIRE_BY_OCTET, options.autologout, monitor);
+	greet();
+	serve();
+	record[1] = (char)session.ended;
+	send(monitor, record, sizeof(record), MSG_NOSIGNAL);
+	_exit(EX_OK);
+}
+
+struct front {
+	int socket;
+	pid_t pid;
+	unsigned failures;
+};
+
+/* Waits for the front as long as it has any business being there. */
+static void
+end_front(const struct front *front, bool now)
+{
+	if (now || wire_await(front->socket, false, 5000) != WIRE_OK)
+		kill(front->pid, SIGKILL);
+	while (waitpid(front->pid, NULL, 0) == -1 && errno == EINTR)
+		continue;
+	close(front->socket);
+}
+
+static void
+answer_front(const struct front *front, char answer)
+{
+	/* A front that is gone will be noticed where we wait for it. */
+	send(front->socket, &answer, 1, MSG_NOSIGNAL);
+}
+
+static long
+milliseconds_since(const struct timespec *then)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (now.tv_sec - then->tv_sec) * 1000 +
+	       (now.tv_nsec - then->tv_nsec) / 1000000;
+}
+
+/*
+ * Refuses a login, a while after it came: the same while for an unknown name
+ * and a wrong secret, and longer each time. Returns whether it may try again.
+ */
+static bool
+refuse_login(struct front *front, const struct timespec *came)
+{
+	long wait;
+
+	log_event(LOG_NOTICE, "refused", "reason=credentials");
+	front->failures++;
+	wait = (long)(front->failures * FAILURE_SECONDS * 1000) -
+	       milliseconds_since(came);
+	if (wait > 0 && wire_await(front->socket, true, (int)wait) != WIRE_END)
+		return false;
+	answer_front(front,
+	    front->failures < FAILURES_MAX ? ANSWER_REFUSED : ANSWER_LAST);
+	return true;
+}
+
+/* Decides on the login that a record asks for. */
+static enum account_verdict
+judge_login(
+    struct front *front, char *record, size_t length, struct account *account)
+{
+	enum account_verdict verdict;
+	const char *name = record + 1, *secret;
+	struct timespec came;
+
+	/* Never trust a front: both must be there, ended, and nothing else. */
+	secret = memchr(name, '\0', length - 1);
+	if (secret == NULL || ++secret == record + length ||
+	    memchr(secret, '\0', (size_t)(record + length - secret)) !=
+		record + length - 1) {
+		log_error("front", "malformed request");
+		return ACCOUNT_TEMP;
+	}
+	clock_gettime(CLOCK_MONOTONIC, &came);
+	log_user(name);
+	/* A name that may not be looked up costs the same look. */
+	verdict = account_check(options.accounts,
+	    account_name_valid(name) ? name : "", secret, account);
+	if (verdict == ACCOUNT_REFUSED && !refuse_login(front, &came))
+		front->failures = FAILURES_MAX;
+	else if (verdict == ACCOUNT_TEMP || verdict == ACCOUNT_PERM) {
+		log_event(LOG_NOTICE, "refused", "reason=%s",
+		    verdict == ACCOUNT_TEMP ? "temporary" : "permanent");
+		answer_front(
+		    front, verdict == ACCOUNT_TEMP ? ANSWER_TEMP : ANSWER_PERM);
+	}
+	return verdict;
+}
+
+/*
+ * Listens to the front until a login is accepted, REASON_NONE, or there will
+ * be none. The front has its own clock; ours only makes sure that it does not
+ * outlive it.
+ */
+static enum reason
+run_monitor(struct front *front, struct account *account)
+{
+	char record[RECORD_OCTETS];
+	enum account_verdict verdict;
+	enum wire_status status;
+	ssize_t length;
+
+	for (;;) {
+		alarm(options.autologout + FRONT_GRACE);
+		status = wire_await(front->socket, false, -1);
+		alarm(0);
+		if (status != WIRE_OK)
+			return reason_of(status);
+		length = recv(front->socket, record, sizeof(record), 0);
+		if (length < 1)
+			return front->failures < FAILURES_MAX
+				   ? REASON_DISCONNECT
+				   : REASON_LOGINS;
+		if (record[0] == RECORD_ALIVE)
+			continue;
+		if (record[0] == RECORD_ENDED && length == 2 &&
+		    record[1] > REASON_NONE && record[1] <= REASON_LOGINS)
+			return (enum reason)record[1];
+		if (record[0] != RECORD_LOGIN ||
+		    front->failures >= FAILURES_MAX)
+			return REASON_DISCONNECT;
+		verdict = judge_login(front, record, (size_t)length, account);
+		explicit_bzero(record, sizeof(record));
+		if (verdict == ACCOUNT_ACCEPTED)
+			return REASON_NONE;
+	}
+}
+
+/* Who the front is to be, where we are root; NULL where we are not. */
+static const struct passwd *
+front_user(void)
+{
+	const struct passwd *user;
+
+	if (geteuid() != 0)
+		return NULL;
+	user = getpwnam(options.front);
+	if (user == NULL || user->pw_uid == 0) {
+		log_error("-u", "%s: %s", options.front,
+		    user == NULL ? "no such user" : "must not be uid 0");
+		exit(EX_CONFIG);
+	}
+	return user;
+}
+
+/* A session with login: AUTHORIZATION in the front, the rest here. */
+static int
+run_login(void)
+{
+	const struct passwd *user = front_user();
+	struct front front = {0};
+	struct account account;
+	enum reason reason;
+	pid_t parent = getpid();
+	int sockets[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) ==
+	    -1) {
+		log_error("front", "socketpair: %s", strerror(errno));
+		return EX_OSERR;
+	}
+	front.pid = fork();
+	if (front.pid == 0) {
+		close(sockets[0]);
+		run_front(sockets[1], parent, user);
+	}
+	close(sockets[1]);
+	if (front.pid == -1) {
+		log_error("front", "fork: %s", strerror(errno));
+		return EX_OSERR;
+	}
+	front.socket = sockets[0];
+	wire_open(WIRE_BY_BLOCK, options.autologout, -1);
+	reason = run_monitor(&front, &account);
+	if (reason != REASON_NONE) {
+		end_front(&front, reason == REASON_AUTOLOGOUT);
+		log_event(LOG_INFO, "end", "reason=%s", reason_names[reason]);
+		return EX_OK;
+	}
+	answer_front(&front, ANSWER_ACCEPTED);
+	end_front(&front, false);
+	log_user(account.name);
+	if (sandbox_become(account.uid, account.gid) == -1) {
+		log_error(account.name, "cannot become the user: %s",
+		    strerror(errno));
+		refuse_session(MAILDROP_PERM);
+		return EX_OK;
+	}
+	return run_transaction(&account, "welcome");
+}
+
+/* ---- Preauthenticated sessions ---- */
+
+/* The first maildrop that exists, for its owner; false if there is none. */
+static bool
+find_owner(const struct account *account, struct stat *st)
+{
+	char path[PATH_MAX];
+	const char *p;
+	unsigned i;
+
+	for (i = 0; i < options.maildrops; i++) {
+		if (maildrop_path(i, account, path) != MAILDROP_OK)
+			continue;
+		p = path;
+		if (strncmp(p, "mbox:", 5) == 0)
+			p += 5;
+		else if (strncmp(p, "maildir:", 8) == 0)
+			p += 8;
+		if (stat(p, st) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Started by root, the session is that of the maildrop's owner. Where that is
+ * root as well, as in a container, it is served to what is local and never to
+ * the network.
+ */
+static int
+become_owner(struct account *account)
+{
+	const struct passwd *pw;
+	struct stat st;
+
+	if (geteuid() != 0)
+		return 0;
+	if (find_owner(account, &st) && st.st_uid != 0) {
+		pw = getpwuid(st.st_uid);
+		account->uid = st.st_uid;
+		account->gid = pw != NULL ? pw->pw_gid : st.st_gid;
+		if (pw != NULL)
+			log_user(pw->pw_name);
+		if (sandbox_become(account->uid, account->gid) == 0)
+			return 0;
+		log_error("-P", "cannot become the owner of the maildrop: %s",
+		    strerror(errno));
+		return -1;
+	}
+	if (!peer_is_network())
+		return 0;
+	log_error("-P", "uid 0 does not serve the network");
+	return -1;
+}
+
+static int
+run_preauthenticated(void)
+{
+	char welcome[HOST_OCTETS + 32];
+	struct account account;
+
+	wire_open(WIRE_BY_BLOCK, options.autologout, -1);
+	if (account_own(&account) == -1) {
+		log_error("-P", "uid %lu has no name", (unsigned long)getuid());
+		refuse_session(MAILDROP_PERM);
+		return EX_OK;
+	}
+	log_user(account.name);
+	if (become_owner(&account) == -1) {
+		refuse_session(MAILDROP_PERM);
+		return EX_OK;
+	}
+	snprintf(
+	    welcome, sizeof(welcome), "%s pop3-handler ready", options.host);
+	return run_transaction(&account, welcome);
+}
+
+/* ---- Start ---- */
+
+/* Says what is wrong with the command line, but never to a client. */
+static _Noreturn void
+usage(const char *option, const char *wrong)
+{
+	if (isatty(STDERR_FILENO)) {
+		if (wrong != NULL)
+			fprintf(
+			    stderr, "pop3-handler: %s: %s\n", option, wrong);
+	} else {
+		if (log_open() == -1)
+			exit(EX_OSERR);
+		if (wrong != NULL)
+			log_error(option, "%s", wrong);
+	}
+	fprintf(stderr,
+	    "usage: pop3-handler -a file [-h name] [-m maildrop]... "
+	    "[-t seconds] [-u user]\n"
+	    "       pop3-handler -P [-h name] [-m maildrop]... [-t seconds]\n"
+	    "       pop3-handler -V\n");
+	exit(EX_USAGE);
+}
+
+static void
+add_maildrop(const char *path)
+{
+	if (options.maildrops == MAILDROPS_MAX)
+		usage("-m", "given too often");
+	if (*path == '\0' || !account_template_valid(path))
+		usage("-m", "not a path or template");
+	options.maildrop[options.maildrops++].path = path;
+}
+
+/* A host name goes into the greeting and the log. */
+static void
+set_host(const char *name)
+{
+	size_t i, length = strlen(name);
+
+	if (length == 0 || length > HOST_OCTETS)
+		usage("-h", "not a host name");
+	for (i = 0; i < length; i++)
+		if (name[i] <= ' ' || name[i] > '~' || name[0] == '[')
+			usage("-h", "not a host name");
+	strcpy(options.host, name);
+}
+
+static void
+set_autologout(const char *text)
+{
+	uint64_t seconds;
+
+	if (!read_number(text, &seconds) || seconds > INT32_MAX)
+		usage("-t", "not a number of seconds");
+	/* RFC 1939 section 3. */
+	if (seconds < AUTOLOGOUT_SECONDS)
+		usage("-t", "less than 600 seconds");
+	options.autologout = (unsigned)seconds;
+}
+
+/* For logins a maildrop is found from the account alone. */
+static void
+check_templates(void)
+{
+	const char *path, *colon;
+	unsigned i;
+
+	for (i = 0; i < options.maildrops; i++) {
+		path = options.maildrop[i].path;
+		colon = strchr(path, ':');
+		if (colon != NULL && strchr(path, '/') > colon)
+			path = colon + 1;
+		if (*path != '/' && strncmp(path, "%h", 2) != 0)
+			usage("-m", "must begin with / or %h");
+	}
+}
+
+/* Where mail is looked for without -m: for the invoking user first where the
+ * environment says. */
+static void
+default_maildrops(void)
+{
+	static const char *const variables[] = {"MAILDIR", "MAIL"};
+	const char *path;
+	size_t i;
+
+	if (options.maildrops > 0)
+		return;
+	for (i = 0; options.preauthenticated && i < 2; i++) {
+		path = getenv(variables[i]);
+		if (path == NULL || *path == '\0')
+			continue;
+		options.maildrop[options.maildrops].path = path;
+		options.maildrop[options.maildrops++].literal = true;
+	}
+	add_maildrop("%h/Maildir");
+	add_maildrop("/var/mail/%u");
+}
+
+static void
+read_options(int argc, char **argv)
+{
+	int option;
+
+	opterr = 0;
+	while ((option = getopt(argc, argv, "a:h:m:Pt:u:V")) != -1)
+		switch (option) {
+		case 'a':
+			options.accounts = optarg;
+			break;
+		case 'h':
+			set_host(optarg);
+			break;
+		case 'm':
+			add_maildrop(optarg);
+			break;
+		case 'P':
+			options.preauthenticated = true;
+			break;
+		case 't':
+			set_autologout(optarg);
+			break;
+		case 'u':
+			options.front = optarg;
+			break;
+		case 'V':
+			puts("pop3-handler " VERSION);
+			exit(EX_OK);
+		default:
+			usage((char[]){'-', (char)optopt, '\0'},
+			    optopt == '?' ? NULL : "unknown or incomplete");
+		}
+	if (optind < argc)
+		usage(argv[optind], "not an option");
+	if (options.preauthenticated && options.accounts != NULL)
+		usage("-P", "excludes -a");
+	if (!options.preauthenticated) {
+		if (options.accounts == NULL)
+			usage("-a", "missing: the system's accounts are not "
+				    "served yet");
+		check_templates();
+	}
+	default_maildrops();
+}
+
+/* A superserver may hand on anything. */
+static void
+reset_signals(void)
+{
+	struct sigaction action;
+	sigset_t none;
+
+	alarm(0);
+	memset(&action, 0, sizeof(action));
+	sigemptyset(&action.sa_mask);
+	action.sa_handler = SIG_DFL;
+	sigaction(SIGCHLD, &action, NULL);
+	sigaction(SIGALRM, &action, NULL);
+	action.sa_handler = SIG_IGN; /* both become errors of write(2) */
+	sigaction(SIGPIPE, &action, NULL);
+	sigaction(SIGXFSZ, &action, NULL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+int
+main(int argc, char **argv)
+{
+	/* What is opened later must not become the client by its number. */
+	if (fcntl(STDIN_FILENO, F_GETFD) == -1 ||
+	    fcntl(STDOUT_FILENO, F_GETFD) == -1)
+		return EX_USAGE;
+	reset_signals();
+	umask(077);
+	read_options(argc, argv);
+	if (log_open() == -1)
+		return EX_OSERR;
+	if (options.host[0] == '\0' &&
+	    gethostname(options.host, sizeof(options.host) - 1) == -1)
+		strcpy(options.host, "localhost");
+	log_address(peer_address());
+	log_event(LOG_DEBUG, "connect", "host=%s", options.host);
+	return options.preauthenticated ? run_preauthenticated() : run_login();
+}

@@ -1,0 +1,431 @@
+/* Bytes in and out; see wire.h. */
+#include "wire.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define CLIENT_IN STDIN_FILENO
+#define CLIENT_OUT STDOUT_FILENO
+#define IN_OCTETS 8192
+#define OUT_OCTETS 131072
+#define FLOOD_OCTETS 4096 /* a line before login that ends the session */
+#define PROGRESS_OCTETS                                       \
+	4096 /* what a client must take to be waited for anew \
+	      */
+
+enum fd_kind { KIND_SOCKET, KIND_FILE, KIND_STREAM };
+
+static struct {
+	enum wire_reading reading;
+	enum wire_status ended; /* WIRE_OK as long as the client is there */
+	enum fd_kind in_kind, out_kind;
+	unsigned autologout; /* seconds */
+	int watched;
+	bool armed;	  /* alarm(2) runs */
+	bool renew;	  /* the client made progress: begin the time anew */
+	sigset_t waiting; /* the signal mask while we wait */
+	uint64_t sent;
+
+	char in[IN_OCTETS];
+	size_t in_start, in_end;
+	size_t scanned; /* octets from in_start on known to hold no line end */
+
+	char out[OUT_OCTETS];
+	size_t out_end;
+
+	bool line_start; /* of a message: the next octet begins a line */
+	bool after_cr;	 /* of a message: the last octet was CR */
+} wire;
+
+static volatile sig_atomic_t alarmed;
+
+static void
+on_alarm(int signal)
+{
+	(void)signal;
+	alarmed = 1;
+}
+
+static enum fd_kind
+kind_of(int fd)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) == -1)
+		return KIND_STREAM;
+	if (S_ISSOCK(st.st_mode))
+		return KIND_SOCKET;
+	return S_ISREG(st.st_mode) ? KIND_FILE : KIND_STREAM;
+}
+
+void
+wire_open(enum wire_reading reading, unsigned autologout, int watched)
+{
+	struct sigaction action;
+	sigset_t alarm_set;
+	int on = 1;
+
+	wire.reading = reading;
+	wire.autologout = autologout;
+	wire.watched = watched;
+	wire.ended = WIRE_OK;
+	wire.armed = wire.renew = false;
+	wire.in_start = wire.in_end = wire.scanned = 0;
+	wire.out_end = 0;
+	wire.in_kind = kind_of(CLIENT_IN);
+	wire.out_kind = kind_of(CLIENT_OUT);
+
+	/*
+	 * SIGALRM gets in only inside ppoll(2), so that it can neither slip
+	 * in between a look at the flag and the wait, nor cut short what we
+	 * do for the client or the maildrop.
+	 */
+	sigemptyset(&alarm_set);
+	sigaddset(&alarm_set, SIGALRM);
+	sigprocmask(SIG_BLOCK, &alarm_set, &wire.waiting);
+	sigdelset(&wire.waiting, SIGALRM);
+	memset(&action, 0, sizeof(action));
+	action.sa_handler = on_alarm;
+	sigemptyset(&action.sa_mask);
+	sigaction(SIGALRM, &action, NULL);
+	action.sa_handler = SIG_IGN;
+	sigaction(SIGPIPE, &action, NULL);
+
+	/* Fails harmlessly where fd 1 is no TCP socket. */
+	setsockopt(CLIENT_OUT, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+}
+
+static void
+arm(void)
+{
+	if (!wire.armed || wire.renew)
+		alarm(wire.autologout);
+	wire.armed = true;
+	wire.renew = false;
+}
+
+static void
+disarm(void)
+{
+	if (wire.armed)
+		alarm(0);
+	wire.armed = wire.renew = false;
+}
+
+/* Waits for `fd` with the clock running; sets wire.ended where that fails. */
+static void
+wait_for_client(int fd, short events)
+{
+	struct pollfd fds[2] = {{.fd = fd, .events = events},
+	    {.fd = wire.watched, .events = POLLIN}};
+
+	arm();
+	if (ppoll(fds, 2, NULL, &wire.waiting) == -1 && errno != EINTR)
+		wire.ended = WIRE_GONE;
+	else if (alarmed)
+		wire.ended = WIRE_AUTOLOGOUT;
+	else if (fds[1].revents != 0)
+		wire.ended = WIRE_GONE;
+}
+
+/*
+ * Writes what fd 1 takes now. A blocking write could not be interrupted
+ * safely by the clock, so a socket is asked not to block, and a pipe or
+ * terminal gets no more than it has announced room for (POSIX: PIPE_BUF).
+ */
+static ssize_t
+write_some(const char *data, size_t length)
+{
+	struct pollfd room = {.fd = CLIENT_OUT, .events = POLLOUT};
+
+	if (wire.out_kind == KIND_SOCKET)
+		return send(
+		    CLIENT_OUT, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (wire.out_kind == KIND_FILE)
+		return write(CLIENT_OUT, data, length);
+	if (poll(&room, 1, 0) == 0) {
+		errno = EAGAIN;
+		return -1;
+	}
+	return write(CLIENT_OUT, data, length < PIPE_BUF ? length : PIPE_BUF);
+}
+
+enum wire_status
+wire_flush(void)
+{
+	size_t done = 0, progress = 0;
+	ssize_t n;
+
+	while (wire.ended == WIRE_OK && done < wire.out_end) {
+		n = write_some(wire.out + done, wire.out_end - done);
+		if (n >= 0) {
+			done += (size_t)n;
+			progress += (size_t)n;
+			wire.sent += (uint64_t)n;
+			if (progress >= PROGRESS_OCTETS) {
+				wire.renew = true;
+				progress = 0;
+			}
+		} else if (wire.ended != WIRE_OK || errno == EINTR) {
+			continue;
+		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+			wait_for_client(CLIENT_OUT, POLLOUT);
+		} else {
+			wire.ended = WIRE_GONE;
+		}
+	}
+	disarm();
+	wire.out_end = 0;
+	return wire.ended;
+}
+
+enum wire_status
+wire_settled(void)
+{
+	struct pollfd client = {.fd = CLIENT_OUT};
+	sigset_t pending;
+
+	if (wire_flush() != WIRE_OK)
+		return wire.ended;
+	if (sigpending(&pending) == 0 && sigismember(&pending, SIGALRM) == 1)
+		wire.ended = WIRE_AUTOLOGOUT;
+	else if (poll(&client, 1, 0) != 0)
+		wire.ended = WIRE_GONE;
+	return wire.ended;
+}
+
+enum wire_status
+wire_await(int fd, bool client, int milliseconds)
+{
+	struct timespec bound = {.tv_sec = milliseconds / 1000,
+	    .tv_nsec = (long)(milliseconds % 1000) * 1000000};
+	struct pollfd fds[2] = {
+	    {.fd = fd, .events = POLLIN}, {.fd = client ? CLIENT_OUT : -1}};
+	int n;
+
+	do
+		n = ppoll(
+		    fds, 2, milliseconds < 0 ? NULL : &bound, &wire.waiting);
+	while (n == -1 && errno == EINTR && !alarmed);
+	if (alarmed)
+		return WIRE_AUTOLOGOUT;
+	if (n == -1 || fds[1].revents != 0)
+		return WIRE_GONE;
+	return n == 0 ? WIRE_END : WIRE_OK;
+}
+
+/* Reads what there is, waiting for it; false once there is no more. */
+static bool
+read_some(char *to, size_t room)
+{
+	bool socket = wire.in_kind == KIND_SOCKET;
+	ssize_t n;
+
+	for (;;) {
+		if (!socket)
+			wait_for_client(CLIENT_IN, POLLIN);
+		if (wire.ended != WIRE_OK)
+			return false;
+		n = socket ? recv(CLIENT_IN, to, room, MSG_DONTWAIT)
+			   : read(CLIENT_IN, to, room);
+		if (n > 0) {
+			wire.in_end += (size_t)n;
+			return true;
+		}
+		if (n == 0)
+			wire.ended = WIRE_END;
+		else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+			if (socket)
+				wait_for_client(CLIENT_IN, POLLIN);
+		} else if (errno != EINTR)
+			wire.ended = WIRE_GONE;
+	}
+}
+
+/* Makes room for a read and reads; false once there is no more. */
+static bool
+fill(void)
+{
+	if (wire.in_start > 0) {
+		memmove(wire.in, wire.in + wire.in_start,
+		    wire.in_end - wire.in_start);
+		wire.in_end -= wire.in_start;
+		wire.in_start = 0;
+	}
+	return read_some(wire.in + wire.in_end,
+	    wire.reading == WIRE_BY_OCTET ? 1 : IN_OCTETS - wire.in_end);
+}
+
+enum wire_status
+wire_command(char **line, size_t *length)
+{
+	size_t forgotten = 0; /* octets of an overlong line */
+	char *start, *end;
+
+	for (;;) {
+		start = wire.in + wire.in_start;
+		end = memchr(start + wire.scanned, '\n',
+		    wire.in_end - wire.in_start - wire.scanned);
+		if (end != NULL)
+			break;
+		wire.scanned = wire.in_end - wire.in_start;
+		if (wire.scanned + forgotten > WIRE_COMMAND_OCTETS) {
+			forgotten += wire.scanned;
+			wire.in_start = wire.in_end = wire.scanned = 0;
+		}
+		if (wire.reading == WIRE_BY_OCTET && forgotten > FLOOD_OCTETS)
+			return wire.ended = WIRE_FLOOD;
+		if (wire_flush() != WIRE_OK || !fill()) {
+			disarm();
+			return wire.ended;
+		}
+	}
+	disarm();
+	wire.scanned = 0;
+	wire.in_start += (size_t)(end - start) + 1;
+	if (forgotten + (size_t)(end - start) + 1 > WIRE_COMMAND_OCTETS)
+		return WIRE_TOO_LONG;
+	if (end > start && end[-1] == '\r')
+		end--;
+	*end = '\0';
+	*line = start;
+	*length = (size_t)(end - start);
+	return WIRE_OK;
+}
+
+void
+wire_wipe(void)
+{
+	explicit_bzero(wire.in, wire.in_start);
+}
+
+void
+wire_text(const char *text, size_t length)
+{
+	size_t part;
+
+	while (length > 0 && wire.ended == WIRE_OK) {
+		part = OUT_OCTETS - wire.out_end;
+		if (part > length)
+			part = length;
+		memcpy(wire.out + wire.out_end, text, part);
+		wire.out_end += part;
+		text += part;
+		length -= part;
+		if (wire.out_end == OUT_OCTETS)
+			wire_flush();
+	}
+}
+
+static void
+reply(const char *indicator, const char *format, va_list ap)
+{
+	char text[WIRE_REPLY_OCTETS];
+	int n, length;
+
+	length = snprintf(text, sizeof(text) - 1, "%s", indicator);
+	n = vsnprintf(
+	    text + length, sizeof(text) - 1 - (size_t)length, format, ap);
+	length += n < 0 ? 0 : n;
+	if ((size_t)length > sizeof(text) - 2)
+		length = sizeof(text) - 2;
+	text[length++] = '\r';
+	text[length++] = '\n';
+	wire_text(text, (size_t)length);
+}
+
+void
+wire_ok(const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	reply("+OK ", format, ap);
+	va_end(ap);
+}
+
+void
+wire_err(const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	reply("-ERR ", format, ap);
+	va_end(ap);
+}
+
+void
+wire_number(uint64_t number)
+{
+	char digits[20], *p = digits + sizeof(digits);
+
+	do
+		*--p = (char)('0' + number % 10);
+	while ((number /= 10) > 0);
+	wire_text(p, (size_t)(digits + sizeof(digits) - p));
+}
+
+void
+wire_message_begin(void)
+{
+	wire.line_start = true;
+	wire.after_cr = false;
+}
+
+int
+wire_message(void *unused, const char *data, size_t length)
+{
+	const char *end;
+	size_t part;
+
+	(void)unused;
+	while (length > 0 && wire.ended == WIRE_OK) {
+		if (wire.line_start && *data == '.')
+			wire_text(".", 1);
+		end = memchr(data, '\n', length);
+		part = end != NULL ? (size_t)(end - data) : length;
+		if (part > 0) {
+			wire_text(data, part);
+			wire.after_cr = data[part - 1] == '\r';
+		}
+		if (end != NULL) {
+			wire_text(&"\r\n"[wire.after_cr], 2U - wire.after_cr);
+			wire.after_cr = false;
+			part++;
+		}
+		wire.line_start = end != NULL;
+		data += part;
+		length -= part;
+	}
+	return wire.ended == WIRE_OK ? 0 : -1;
+}
+
+void
+wire_message_end(void)
+{
+	if (!wire.line_start)
+		wire_text("\r\n", 2);
+	wire_dot();
+}
+
+void
+wire_dot(void)
+{
+	wire_text(".\r\n", 3);
+}
+
+uint64_t
+wire_sent(void)
+{
+	return wire.sent;
+}
