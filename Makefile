@@ -16,7 +16,7 @@ LDLIBS = -lcrypt
 
 OBJECTS = pop3-handler.o account.o digest.o log.o maildir.o maildrop.o \
 	mbox.o peer.o sandbox.o state.o wire.o
-TOOLS = tests/tools/dialogue tests/tools/measure
+TOOLS = tests/tools/dialogue
 
 all: pop3-handler
 
@@ -40,8 +40,6 @@ wire.o: wire.h
 # The tests' own programs stand apart: the flags of a special build of
 # pop3-handler (sanitizers, coverage) are not for them.
 tests/tools/dialogue: tests/tools/dialogue.c
-	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
-tests/tools/measure: tests/tools/measure.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
 
 check: all $(TOOLS)

@@ -239,12 +239,12 @@ next_entry(FILE *in, const char *file, struct entry *entry)
 			continue;
 		if (wrong == NULL && strchr(entry->line, ':') == NULL)
 			wrong = "no \":\"";
-		if (wrong != NULL) {
-			log_error(file, "line %lu: %s", entry->number, wrong);
-			continue;
-		}
 		split(entry);
-		return 1;
+		if (wrong == NULL && !account_name_valid(entry->field[NAME]))
+			wrong = "not a valid name";
+		if (wrong == NULL)
+			return 1;
+		log_error(file, "line %lu: %s", entry->number, wrong);
 	}
 	return 0;
 }
@@ -338,27 +338,29 @@ account_check(const char *file, const char *name, const char *secret,
 	return verdict;
 }
 
-int
+void
 account_own(struct account *account)
 {
 	const char *name = getenv("USER"), *home = getenv("HOME");
+	bool named = name != NULL && account_name_valid(name);
 	struct passwd *pw = NULL;
 
 	account->uid = getuid();
 	account->gid = getgid();
-	if (name == NULL || !account_name_valid(name) || home == NULL ||
-	    *home != '/' || strlen(home) >= sizeof(account->home))
+	if (!named || home == NULL || *home != '/')
 		pw = getpwuid(account->uid);
-	if (name == NULL || !account_name_valid(name))
-		name = pw != NULL ? pw->pw_name : NULL;
+	if (!named)
+		name = pw != NULL ? pw->pw_name : "";
+	if (!account_name_valid(name))
+		snprintf(account->name, sizeof(account->name), "%lu",
+		    (unsigned long)account->uid);
+	else
+		strcpy(account->name, name);
 	if (home == NULL || *home != '/')
 		home = pw != NULL ? pw->pw_dir : "";
-	if (name == NULL || !account_name_valid(name) ||
-	    strlen(home) >= sizeof(account->home))
-		return -1;
-	strcpy(account->name, name);
+	if (strlen(home) >= sizeof(account->home))
+		home = "";
 	strcpy(account->home, home);
-	return 0;
 }
 
 bool

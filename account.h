@@ -44,10 +44,10 @@ enum account_verdict account_check(const char *file, const char *name,
 
 /*
  * The invoking user's own account, for a session that needs no login: ids of
- * the process, name from $USER or the system's accounts, home from $HOME or
- * the same. Returns 0, or -1 where no name can be found.
+ * the process; name from $USER, or the system's accounts, or else the uid in
+ * digits; home from $HOME or the system's accounts, or else unknown.
  */
-int account_own(struct account *account);
+void account_own(struct account *account);
 
 /* Whether a template has only the escapes that account_expand() knows. */
 bool account_template_valid(const char *path);

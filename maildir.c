@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "log.h"
@@ -72,8 +73,9 @@ compare_bases(const char *a, const char *b)
 
 /* Appends octets to the names; their offset, or -1 without memory. */
 static int64_t
-names_add(struct names *names, const void *octets, size_t length)
+names_add(const void *octets, size_t length)
 {
+	struct names *names = &maildir.names;
 	size_t room, at = names->used;
 	char *grown;
 
@@ -119,18 +121,20 @@ delivered(const char *name)
 	return (uint64_t)seconds << 20 | (uint64_t)micros;
 }
 
+/* What is done with each entry of a directory: 0, or -1 with errno. */
+typedef int entry_use(
+    enum directory d, const struct dirent *entry, struct message_table *table);
+
 /* Adds a row for a directory entry, unless it is no message. */
 static int
-list_entry(enum directory d, const struct dirent *entry,
-    struct message_table *table, struct names *names)
+list_entry(
+    enum directory d, const struct dirent *entry, struct message_table *table)
 {
 	uint64_t order = delivered(entry->d_name);
 	struct message *m;
 	struct stat st;
 	int64_t place;
 
-	if (entry->d_name[0] == '.')
-		return 0;
 	if (entry->d_type != DT_REG && entry->d_type != DT_UNKNOWN)
 		return 0;
 	if (order == 0 || entry->d_type == DT_UNKNOWN) {
@@ -143,7 +147,7 @@ list_entry(enum directory d, const struct dirent *entry,
 			order = (uint64_t)st.st_mtim.tv_sec << 20 |
 				(uint64_t)st.st_mtim.tv_nsec / 1000;
 	}
-	place = names_add(names, entry->d_name, strlen(entry->d_name) + 1);
+	place = names_add(entry->d_name, strlen(entry->d_name) + 1);
 	m = place == -1 ? NULL : message_add(table);
 	if (m == NULL) {
 		errno = ENOMEM;
@@ -157,8 +161,7 @@ list_entry(enum directory d, const struct dirent *entry,
 }
 
 static int
-list_directory(
-    enum directory d, struct message_table *table, struct names *names)
+list_directory(enum directory d, entry_use *use, struct message_table *table)
 {
 	const struct dirent *entry;
 	DIR *dir = NULL;
@@ -182,7 +185,7 @@ list_directory(
 			error = errno;
 			break;
 		}
-		if (list_entry(d, entry, table, names) == -1)
+		if (entry->d_name[0] != '.' && use(d, entry, table) == -1)
 			error = errno;
 	}
 	closedir(dir);
@@ -193,11 +196,11 @@ list_directory(
 /* Lists new/ before cur/: what moves meanwhile is then seen twice, not
  * never. */
 static int
-list_both(struct message_table *table, struct names *names)
+list_both(entry_use *use, struct message_table *table)
 {
-	if (list_directory(NEW, table, names) == -1)
+	if (list_directory(NEW, use, table) == -1)
 		return -1;
-	return list_directory(CUR, table, names);
+	return list_directory(CUR, use, table);
 }
 
 static int
@@ -254,11 +257,14 @@ judge_pair(struct message *a, struct message *b)
 	} else if (!b_there) {
 		b->flags |= MESSAGE_VANISHED;
 	} else if (a_st.st_dev == b_st.st_dev && a_st.st_ino == b_st.st_ino) {
-		/* Two links of one file: the one in new/ is on its way out. */
-		if ((a->flags & MESSAGE_IN_NEW) != 0)
+		/* Two links of one file: both go when it is deleted. */
+		if ((a->flags & MESSAGE_IN_NEW) != 0) {
 			a->flags |= MESSAGE_VANISHED;
-		else
+			b->flags |= MESSAGE_LINKED;
+		} else {
 			b->flags |= MESSAGE_VANISHED;
+			a->flags |= MESSAGE_LINKED;
+		}
 	} else {
 		a->flags |= MESSAGE_AMBIGUOUS;
 		b->flags |= MESSAGE_AMBIGUOUS;
@@ -277,59 +283,34 @@ drop_vanished(struct message_table *table)
 	table->count = to;
 }
 
-static void
+static int
+by_base(const struct message *a, const struct message *b)
+{
+	return compare_bases(name_of(a), name_of(b));
+}
+
+/* Finds what shares a base name; those need not have come one after another. */
+static int
 drop_doubles(struct message_table *table)
 {
+	uint32_t *order = message_order(table, by_base), i;
 	struct message *before = NULL, *m;
-	unsigned i;
 
+	if (order == NULL)
+		return -1;
 	for (i = 0; i < table->count; i++) {
-		m = &table->row[i];
-		if (before != NULL &&
-		    compare_bases(name_of(before), name_of(m)) == 0)
+		m = &table->row[order[i]];
+		if (before != NULL && by_base(before, m) == 0)
 			judge_pair(before, m);
 		if ((m->flags & MESSAGE_VANISHED) == 0)
 			before = m;
 	}
+	free(order);
 	drop_vanished(table);
+	return 0;
 }
 
 /* ---- Following files that others rename ---- */
-
-static const struct names *listed_names;
-
-static int
-by_base(const struct message *a, const struct message *b)
-{
-	return compare_bases(
-	    listed_names->text + a->place, listed_names->text + b->place);
-}
-
-/* The only entry of a listing with the base name of `name`. */
-static const struct message *
-find_base(const struct message_table *listing, const uint32_t *order,
-    const char *name)
-{
-	unsigned low = 0, high = listing->count, middle;
-	const char *text = listed_names->text;
-
-	while (low < high) {
-		middle = low + (high - low) / 2;
-		if (compare_bases(
-			text + listing->row[order[middle]].place, name) < 0)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	if (low == listing->count ||
-	    compare_bases(text + listing->row[order[low]].place, name) != 0)
-		return NULL;
-	/* Seen under two names: it is being renamed, look again. */
-	if (low + 1 < listing->count &&
-	    compare_bases(text + listing->row[order[low + 1]].place, name) == 0)
-		return NULL;
-	return &listing->row[order[low]];
-}
 
 static uint64_t
 stored_size(const struct message *m)
@@ -351,9 +332,8 @@ rename_row(struct message *m, const char *name, bool in_new)
 	int64_t place;
 
 	if (strcmp(name_of(m), name) != 0) {
-		place = names_add(&maildir.names, name, strlen(name) + 1);
-		if (place == -1 ||
-		    names_add(&maildir.names, &size, sizeof(size)) == -1)
+		place = names_add(name, strlen(name) + 1);
+		if (place == -1 || names_add(&size, sizeof(size)) == -1)
 			return -1;
 		m->place = (uint64_t)place & MESSAGE_OCTETS_MAX;
 	}
@@ -363,50 +343,66 @@ rename_row(struct message *m, const char *name, bool in_new)
 	return 0;
 }
 
-/* Lists anew and gives every message of the table its present name; those
- * that are not there are flagged MESSAGE_MISSED. */
+/* The messages by base name, while a listing is compared with them. */
+static const uint32_t *base_order;
+
+/* A directory entry gives the message of its base name its present name. */
+static int
+follow_entry(
+    enum directory d, const struct dirent *entry, struct message_table *table)
+{
+	unsigned low = 0, high = table->count, middle;
+	struct message *m;
+
+	while (low < high) {
+		middle = low + (high - low) / 2;
+		m = &table->row[base_order[middle]];
+		if (compare_bases(name_of(m), entry->d_name) < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low == table->count)
+		return 0;
+	m = &table->row[base_order[low]];
+	if (compare_bases(name_of(m), entry->d_name) != 0)
+		return 0;
+	if ((m->flags & MESSAGE_MISSED) == 0) {
+		m->flags |= MESSAGE_SEVERAL;
+		return 0;
+	}
+	m->flags &= ~(unsigned)MESSAGE_MISSED & MESSAGE_FLAGS;
+	return rename_row(m, entry->d_name, d == NEW);
+}
+
+/*
+ * Lists anew and gives every message its present name. Those that are not
+ * there are flagged MESSAGE_MISSED, those under several names
+ * MESSAGE_SEVERAL.
+ */
 static int
 follow_all(struct message_table *table)
 {
-	struct message_table listing = {0};
-	struct names names = {0};
-	const struct message *found;
-	uint32_t *order = NULL;
-	struct message *m;
-	int result = -1;
-	unsigned i;
+	uint32_t *order = message_order(table, by_base), i;
+	int result;
 
-	if (list_both(&listing, &names) == -1)
-		goto out;
-	listed_names = &names;
-	order = message_order(&listing, by_base);
 	if (order == NULL)
-		goto out;
+		return -1;
 	for (i = 0; i < table->count; i++) {
-		m = &table->row[i];
-		if ((m->flags & (MESSAGE_AMBIGUOUS | MESSAGE_VANISHED)) != 0)
-			continue;
-		m->flags |= MESSAGE_MISSED;
-		found = find_base(&listing, order, name_of(m));
-		if (found == NULL)
-			continue;
-		if (rename_row(m, names.text + found->place,
-			(found->flags & MESSAGE_IN_NEW) != 0) == -1)
-			goto out;
-		m->flags &= ~(unsigned)MESSAGE_MISSED & MESSAGE_FLAGS;
+		table->row[i].flags |= MESSAGE_MISSED;
+		table->row[i].flags &=
+		    ~(unsigned)MESSAGE_SEVERAL & MESSAGE_FLAGS;
 	}
-	result = 0;
-out:
+	base_order = order;
+	result = list_both(follow_entry, table);
 	free(order);
-	free(listing.row);
-	free(names.text);
 	return result;
 }
 
 /*
  * Looks for a message whose file is not where it was. A listing can miss a
- * file that is renamed meanwhile, so only what several do not show counts as
- * vanished.
+ * file that is renamed meanwhile, or see it twice: only what several listings
+ * do not show counts as vanished.
  */
 static enum maildrop_result
 follow(struct maildrop *md, struct message *m)
@@ -420,8 +416,12 @@ follow(struct maildrop *md, struct message *m)
 	for (i = 0; i < LISTINGS; i++) {
 		if (follow_all(&md->table) == -1)
 			return maildrop_failed(md->path, "list");
-		if ((m->flags & MESSAGE_MISSED) == 0)
+		if ((m->flags & (MESSAGE_MISSED | MESSAGE_SEVERAL)) == 0)
 			return MAILDROP_OK;
+	}
+	if ((m->flags & MESSAGE_SEVERAL) != 0) {
+		log_error(name_of(m), "has several files now");
+		return MAILDROP_TEMP;
 	}
 	for (i = 0; i < md->table.count; i++)
 		if ((md->table.row[i].flags & MESSAGE_MISSED) != 0)
@@ -505,7 +505,7 @@ keep_size(struct message *m, uint64_t size)
 	}
 	memcpy(name, name_of(m), length);
 	memcpy(name + length, &size, sizeof(size));
-	place = names_add(&maildir.names, name, length + sizeof(size));
+	place = names_add(name, length + sizeof(size));
 	if (place == -1)
 		return -1;
 	m->place = (uint64_t)place & MESSAGE_OCTETS_MAX;
@@ -556,9 +556,10 @@ maildir_scan(struct maildrop *md)
 	enum maildrop_result result = MAILDROP_OK;
 	unsigned i;
 
-	if (list_both(table, &maildir.names) == -1 || sort_table(table) == -1)
+	if (list_both(list_entry, table) == -1 || sort_table(table) == -1)
 		return maildrop_failed(md->path, "list");
-	drop_doubles(table);
+	if (drop_doubles(table) == -1)
+		return maildrop_failed(md->path, "list");
 	for (i = 0; result == MAILDROP_OK && i < table->count; i++)
 		result = measure(md, &table->row[i]);
 	drop_vanished(table);
@@ -655,31 +656,45 @@ maildir_name_id(const struct message *m, char id[])
 
 /* ---- UPDATE ---- */
 
-/* Removes the file of a message, wherever a reader has moved it. */
+/* Whether what a message was followed to is what the client saw. */
+static bool
+still_itself(const struct message *m)
+{
+	struct stat st;
+
+	if (fstatat(directory_fd(m), name_of(m), &st, AT_SYMLINK_NOFOLLOW) ==
+		-1 ||
+	    (uint64_t)st.st_size == stored_size(m))
+		return true; /* or is gone again, which is seen next */
+	log_error(name_of(m), "changed by another during the session");
+	return false;
+}
+
+/* Removes the file of a message, wherever a reader has moved it, and its
+ * second name where it has one. */
 static enum maildrop_result
 remove_message(struct maildrop *md, struct message *m)
 {
 	enum maildrop_result result;
-	struct stat st;
+	bool removed = false;
 	int i;
 
 	for (i = 0; i < LISTINGS; i++) {
 		if (unlinkat(directory_fd(m), name_of(m), 0) == 0)
+			removed = true;
+		else if (errno != ENOENT)
+			return maildrop_failed(name_of(m), "remove");
+		if (removed && (m->flags & MESSAGE_LINKED) == 0)
 			return MAILDROP_OK;
-		if (errno != ENOENT)
-			break;
 		result = follow(md, m);
+		if (result == MAILDROP_VANISHED && removed)
+			return MAILDROP_OK;
 		if (result != MAILDROP_OK)
 			return result;
-		/* Only a file of the same size is what the client saw. */
-		if (fstatat(directory_fd(m), name_of(m), &st,
-			AT_SYMLINK_NOFOLLOW) == 0 &&
-		    (uint64_t)st.st_size != stored_size(m)) {
-			log_error(name_of(m),
-			    "changed by another during the session");
+		if (!still_itself(m))
 			return MAILDROP_TEMP;
-		}
 	}
+	errno = EAGAIN;
 	return maildrop_failed(name_of(m), "remove");
 }
 
@@ -718,63 +733,74 @@ account_quota(const struct maildrop *md, uint64_t octets, unsigned messages)
 	close(fd);
 }
 
-/*
- * Gives a message in new/ its name in cur/: the first half of the move. It is
- * a link, since rename(2) would replace a file that stands there.
- */
-static bool
-link_to_cur(struct message *m)
+/* Renames, but never over a file that is there: that would lose it. */
+static int
+rename_to_cur(const char *from, const char *to)
 {
-	char name[NAME_MAX + sizeof(INFO)];
-	const char *info = strchr(name_of(m), ':') != NULL ? "" : INFO;
+	struct stat st;
 
-	if (snprintf(name, sizeof(name), "%s%s", name_of(m), info) > NAME_MAX)
-		return false;
-	if (linkat(maildir.directory[NEW], name_of(m), maildir.directory[CUR],
-		name, 0) == -1)
-		return false;
-	m->flags |= MESSAGE_LINKED;
-	return true;
+#ifdef SYS_renameat2
+	if (syscall(SYS_renameat2, maildir.directory[NEW], from,
+		maildir.directory[CUR], to, RENAME_NOREPLACE) == 0)
+		return 0;
+	if (errno != ENOSYS && errno != EINVAL)
+		return -1;
+#endif
+	/* A file system that cannot do both in one step: names are unique. */
+	if (fstatat(maildir.directory[CUR], to, &st, AT_SYMLINK_NOFOLLOW) ==
+	    0) {
+		errno = EEXIST;
+		return -1;
+	}
+	return renameat(
+	    maildir.directory[NEW], from, maildir.directory[CUR], to);
 }
 
-/*
- * Moves what stays in new/ to cur/. The names there are on the disk before
- * those in new/ go, so that a power cut leaves one or both. What cannot be
- * moved stays: that loses nothing.
- */
-static int
+/* Moves what stays in new/ to cur/. What cannot be moved stays where it is:
+ * that loses nothing. Returns whether anything moved. */
+static bool
 move_to_cur(struct message_table *table)
 {
-	const unsigned not_moved =
-	    MESSAGE_DELETED | MESSAGE_VANISHED | MESSAGE_AMBIGUOUS;
-	bool linked = false;
-	struct message *m;
+	const unsigned stays = MESSAGE_DELETED | MESSAGE_VANISHED |
+			       MESSAGE_AMBIGUOUS | MESSAGE_LINKED;
+	char name[NAME_MAX + sizeof(INFO)];
+	const struct message *m;
+	bool moved = false;
+	const char *info;
 	unsigned i;
 
 	for (i = 0; i < table->count; i++) {
 		m = &table->row[i];
-		if ((m->flags & MESSAGE_IN_NEW) != 0 &&
-		    (m->flags & not_moved) == 0 && link_to_cur(m))
-			linked = true;
+		if ((m->flags & MESSAGE_IN_NEW) == 0 || (m->flags & stays) != 0)
+			continue;
+		info = strchr(name_of(m), ':') != NULL ? "" : INFO;
+		if (snprintf(name, sizeof(name), "%s%s", name_of(m), info) <=
+			NAME_MAX &&
+		    rename_to_cur(name_of(m), name) == 0)
+			moved = true;
 	}
-	if (!linked)
-		return 0;
-	if (fsync(maildir.directory[CUR]) == -1)
-		return -1;
-	for (i = 0; i < table->count; i++)
-		if ((table->row[i].flags & MESSAGE_LINKED) != 0)
-			unlinkat(
-			    maildir.directory[NEW], name_of(&table->row[i]), 0);
-	return fsync(maildir.directory[NEW]);
+	return moved;
+}
+
+/* Makes removals and moves durable. */
+static enum maildrop_result
+sync_directories(const struct maildrop *md)
+{
+	int i;
+
+	for (i = 0; i < DIRECTORIES; i++)
+		if (fsync(maildir.directory[i]) == -1)
+			return maildrop_failed(md->path, "fsync");
+	return MAILDROP_OK;
 }
 
 static enum maildrop_result
 maildir_update(struct maildrop *md, struct maildrop_tally *tally)
 {
 	enum maildrop_result result = MAILDROP_OK, one;
-	bool touched[DIRECTORIES] = {false, false};
 	uint64_t octets = 0;
 	struct message *m;
+	bool moved;
 	unsigned i;
 
 	for (i = 0; i < md->table.count; i++) {
@@ -786,19 +812,19 @@ maildir_update(struct maildrop *md, struct maildrop_tally *tally)
 		if (one == MAILDROP_OK) {
 			tally->removed++;
 			octets += quota_octets(m);
-			touched[directory_of(m)] = true;
 		} else if (one != MAILDROP_VANISHED) {
 			tally->failed++;
 			result = one;
 		}
 	}
-	for (i = 0; i < DIRECTORIES; i++)
-		if (touched[i] && fsync(maildir.directory[i]) == -1)
-			result = maildrop_failed(md->path, "fsync");
+	moved = move_to_cur(&md->table);
+	if (tally->removed > 0 || moved) {
+		one = sync_directories(md);
+		if (one != MAILDROP_OK)
+			result = one;
+	}
 	if (tally->removed > 0)
 		account_quota(md, octets, tally->removed);
-	if (move_to_cur(&md->table) == -1)
-		log_warning(md->path, "new to cur: %s", strerror(errno));
 	return result;
 }
 

@@ -133,9 +133,8 @@ lock_session(struct maildrop *md)
 	return MAILDROP_OK;
 }
 
-/* Takes a format's prefix off `path`; NULL where there is none. */
-static const struct maildrop_format *
-stated_format(const char **path)
+const struct maildrop_format *
+maildrop_stated_format(const char **path)
 {
 	static const struct maildrop_format *const formats[] = {
 	    &mbox_format, &maildir_format};
@@ -169,7 +168,7 @@ maildrop_open(struct maildrop *md, const char *path)
 
 	maildrop_open_empty(md);
 	md->block = block;
-	format = stated_format(&path);
+	format = maildrop_stated_format(&path);
 	/* Locks stand beside the real file, whatever leads to it. */
 	if (realpath(path, md->path) == NULL || stat(md->path, &st) == -1)
 		return errno == ENOENT || errno == ENOTDIR
@@ -182,10 +181,11 @@ maildrop_open(struct maildrop *md, const char *path)
 		    (unsigned long)st.st_uid);
 		return MAILDROP_PERM;
 	}
+	/* What is no maildrop gets no state file. */
 	md->format = format;
-	result = lock_session(md);
+	result = format->open(md);
 	if (result == MAILDROP_OK)
-		result = format->open(md);
+		result = lock_session(md);
 	if (result != MAILDROP_OK)
 		maildrop_close(md);
 	return result;
@@ -210,8 +210,9 @@ maildrop_scan(struct maildrop *md)
 	if (md->format == NULL)
 		return MAILDROP_OK;
 	result = md->format->scan(md);
-	if (result == MAILDROP_OK)
-		maildrop_reset(md);
+	if (result != MAILDROP_OK)
+		md->table.count = 0; /* half a table is none */
+	maildrop_reset(md);
 	return result;
 }
 

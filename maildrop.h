@@ -39,10 +39,11 @@ enum message_flag {
 	MESSAGE_DIGEST = 4,	/* unique-id is `digest` and `copy` */
 	MESSAGE_IN_NEW = 8,	/* Maildir: in new/, not cur/ */
 	MESSAGE_AMBIGUOUS = 16, /* Maildir: others have its base name */
-	MESSAGE_MISSED = 32,	/* Maildir: not seen in a listing */
-	MESSAGE_LINKED = 64,	/* Maildir: its name in cur/ is made */
-	MESSAGE_GAP_LF = 128,	/* mbox: an empty line, LF, separates it */
-	MESSAGE_GAP_CRLF = 256	/* mbox: the same, CRLF */
+	MESSAGE_LINKED = 32,	/* Maildir: its file has two names */
+	MESSAGE_MISSED = 64,	/* Maildir: not seen in a listing */
+	MESSAGE_SEVERAL = 128,	/* Maildir: seen there more than once */
+	MESSAGE_GAP_LF = 256,	/* mbox: an empty line, LF, separates it */
+	MESSAGE_GAP_CRLF = 512	/* mbox: the same, CRLF */
 };
 #define MESSAGE_FLAGS 0xfffffU /* all that fit; keeps -Wconversion content */
 
@@ -113,10 +114,14 @@ struct maildrop {
 /* A sink takes octets as stored; it returns 0, or -1 to want no more. */
 typedef int maildrop_sink(void *context, const char *data, size_t length);
 
+/* Takes a format's prefix, "maildir:" or "mbox:", off `*path`; returns the
+ * format, or NULL where there is no prefix. */
+const struct maildrop_format *maildrop_stated_format(const char **path);
+
 /*
  * Opens the maildrop at `path`, which may begin with "maildir:" or "mbox:";
- * otherwise a directory is a Maildir and anything else an mbox. Takes the
- * session lock, then looks at owner and form, but does not scan. A path where
+ * otherwise a directory is a Maildir and anything else an mbox. Looks at owner
+ * and form and takes the session lock, but does not scan. A path where
  * nothing exists is MAILDROP_VANISHED. On any result but MAILDROP_OK nothing
  * is kept, and the log has the reason.
  */

@@ -141,20 +141,23 @@ is_from_line(const char *line, size_t length)
 	const char *p = line + 5, *end = line + length;
 	struct token token;
 
-	if (length > FROM_OCTETS || length < 5 || memcmp(line, "From ", 5) != 0)
+	if (length > FROM_OCTETS || length < 6 || memcmp(line, "From ", 5) != 0)
 		return false;
-	if (length > 5 && end[-1] == '\r')
+	if (end[-1] == '\r')
 		end--;
-	/* The sender comes first, and may itself hold blanks. */
+	/* The sender: nothing (two spaces), or one word, which may begin with
+	 * a quoted part that holds blanks. */
+	if (*p == '"') {
+		for (p++; p < end && *p != '"'; p++)
+			p += *p == '\\' && p + 1 < end;
+	}
+	if (*p != ' ' && !next_token(&p, end, &token))
+		return false;
 	if (!next_token(&p, end, &token))
 		return false;
-	while (next_token(&p, end, &token)) {
-		if (token.length == 4 && token.text[3] == ',')
-			token.length = 3;
-		if (is_name(&token, "SunMonTueWedThuFriSat") && is_date(p, end))
-			return true;
-	}
-	return false;
+	if (token.length == 4 && token.text[3] == ',')
+		token.length = 3;
+	return is_name(&token, "SunMonTueWedThuFriSat") && is_date(p, end);
 }
 
 /* ---- The file ---- */
@@ -230,35 +233,45 @@ from_line_at(int fd, off_t at)
 
 /* ---- Delivery locks ---- */
 
-enum lock_attempt { LOCKED, BUSY, IMPOSSIBLE };
+enum lock_attempt { LOCKED, BUSY, NO_PLACE, FAILED };
 
-/* Removes a dotlock that nobody stands behind. */
+/* Whether a dotlock is one of ours. */
+static bool
+has_our_tag(const char *path)
+{
+	char tag[sizeof(TAG)] = "";
+	int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	bool ours;
+
+	if (fd == -1)
+		return false;
+	ours = read(fd, tag, sizeof(tag) - 1) > 0 && strcmp(tag, TAG) == 0;
+	close(fd);
+	return ours;
+}
+
+/*
+ * Removes a dotlock that nobody stands behind: one of ours, since we hold the
+ * session lock and so no other session of ours is at work, or a stranger's
+ * that is old. We need not be able to read that.
+ */
 static bool
 remove_stale(const struct maildrop *md, const char *path, time_t now)
 {
-	char tag[sizeof(TAG)] = "";
-	struct stat opened, named;
-	bool stale = false;
-	int fd;
+	struct stat first, again;
+	bool stale;
 
-	fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-	if (fd != -1 && fstat(fd, &opened) == 0 && S_ISREG(opened.st_mode)) {
-		/* We hold the session lock, so no other session of ours is at
-		 * work: a dotlock of ours was left by one that was killed. */
-		stale = md->lock != -1 && opened.st_uid == geteuid() &&
-			read(fd, tag, sizeof(tag) - 1) > 0 &&
-			strcmp(tag, TAG) == 0;
-		stale = stale || opened.st_mtime + STALE_SECONDS < now;
-		stale = stale && lstat(path, &named) == 0 &&
-			named.st_ino == opened.st_ino;
-	}
-	if (fd != -1)
-		close(fd);
-	if (stale && unlink(path) == 0) {
-		log_warning(path, "removed: an abandoned lock");
-		return true;
-	}
-	return false;
+	if (lstat(path, &first) == -1 || !S_ISREG(first.st_mode))
+		return false;
+	stale =
+	    first.st_mtime + STALE_SECONDS < now ||
+	    (md->lock != -1 && first.st_uid == geteuid() && has_our_tag(path));
+	if (!stale || lstat(path, &again) == -1 ||
+	    again.st_ino != first.st_ino || again.st_dev != first.st_dev ||
+	    again.st_mtime != first.st_mtime || unlink(path) == -1)
+		return false;
+	log_warning(path, "removed: an abandoned lock");
+	return true;
 }
 
 /*
@@ -266,35 +279,50 @@ remove_stale(const struct maildrop *md, const char *path, time_t now)
  * is there, even over NFS. The linked file bears our tag.
  */
 static enum lock_attempt
+link_dotlock(
+    const struct maildrop *md, const char *own, const char *lock, int fd)
+{
+	char text[64];
+	struct stat st;
+	int length = snprintf(text, sizeof(text), TAG "%ld\n", (long)getpid());
+
+	/* On a full disk it is a lock without a tag, no worse for others. */
+	if (write(fd, text, (size_t)length) == -1 || fstat(fd, &st) == -1)
+		st.st_mtime = time(NULL);
+	if (link(own, lock) == 0)
+		return LOCKED;
+	if (errno != EEXIST)
+		return NO_PLACE;
+	if (remove_stale(md, lock, st.st_mtime) && link(own, lock) == 0)
+		return LOCKED;
+	return BUSY;
+}
+
+static enum lock_attempt
 take_dotlock(const struct maildrop *md)
 {
-	enum lock_attempt result = BUSY;
-	char lock[PATH_MAX], own[PATH_MAX], suffix[48], text[64];
-	struct stat st;
-	int fd, length;
+	enum lock_attempt attempt;
+	char lock[PATH_MAX], own[PATH_MAX], suffix[48];
+	int fd;
 
 	snprintf(suffix, sizeof(suffix), ".pop3-lock.%ld", (long)getpid());
 	if (path_beside(md->path, "", ".lock", lock, sizeof(lock)) == -1 ||
 	    path_beside(md->path, ".", suffix, own, sizeof(own)) == -1)
-		return IMPOSSIBLE;
+		return NO_PLACE;
 	unlink(own);
 	fd = open(
 	    own, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+	/* Where we can make no file, for lack of rights or room, neither can
+	 * a delivery agent that keeps to dotlocks alone. */
 	if (fd == -1)
-		return IMPOSSIBLE;
-	length = snprintf(text, sizeof(text), TAG "%ld\n", (long)getpid());
-	if (write(fd, text, (size_t)length) != length || fstat(fd, &st) == -1)
-		result = IMPOSSIBLE;
-	else if (link(own, lock) == 0)
-		result = LOCKED;
-	else if (errno != EEXIST)
-		result = IMPOSSIBLE;
-	else if (remove_stale(md, lock, st.st_mtime) && link(own, lock) == 0)
-		result = LOCKED;
+		return errno == EMFILE || errno == ENFILE || errno == ENOMEM
+			   ? FAILED
+			   : NO_PLACE;
+	attempt = link_dotlock(md, own, lock, fd);
 	unlink(own);
-	if (result != LOCKED) {
+	if (attempt != LOCKED) {
 		close(fd);
-		return result;
+		return attempt;
 	}
 	mbox.dotlock = fd;
 	mbox.refreshed = time(NULL);
@@ -338,7 +366,7 @@ take_fcntl_lock(void)
 	lock.l_type = mbox.writable ? F_WRLCK : F_RDLCK;
 	if (fcntl(mbox.fd, F_SETLK, &lock) == 0)
 		return LOCKED;
-	return errno == EACCES || errno == EAGAIN ? BUSY : IMPOSSIBLE;
+	return errno == EACCES || errno == EAGAIN ? BUSY : FAILED;
 }
 
 static void
@@ -354,20 +382,22 @@ drop_fcntl_lock(void)
 static enum lock_attempt
 take_both(const struct maildrop *md)
 {
-	enum lock_attempt dotlock, fcntl_lock;
+	enum lock_attempt attempt = take_dotlock(md);
+	int error;
 
-	dotlock = take_dotlock(md);
-	if (dotlock == BUSY)
-		return BUSY;
-	if (dotlock == IMPOSSIBLE && !mbox.warned) {
-		log_warning(
-		    md->path, "no place for a dotlock: %s", strerror(errno));
+	if (attempt == BUSY || attempt == FAILED)
+		return attempt;
+	if (attempt == NO_PLACE && !mbox.warned) {
+		log_warning(md->path, "no place for a dotlock beside it");
 		mbox.warned = true;
 	}
-	fcntl_lock = take_fcntl_lock();
-	if (fcntl_lock != LOCKED)
+	attempt = take_fcntl_lock();
+	if (attempt != LOCKED) {
+		error = errno;
 		drop_dotlock();
-	return fcntl_lock;
+		errno = error;
+	}
+	return attempt;
 }
 
 static void
@@ -383,6 +413,7 @@ unlock_delivery(void)
 static enum maildrop_result
 follow_path(struct maildrop *md, bool *followed)
 {
+	enum maildrop_result result;
 	struct stat opened, named;
 
 	*followed = false;
@@ -391,8 +422,11 @@ follow_path(struct maildrop *md, bool *followed)
 	if (opened.st_dev == named.st_dev && opened.st_ino == named.st_ino)
 		return MAILDROP_OK;
 	close(mbox.fd);
+	mbox.fd = -1;
 	*followed = true;
-	return open_file(md);
+	result = open_file(md);
+	mbox.foreign = result != MAILDROP_OK;
+	return result;
 }
 
 /*
@@ -414,7 +448,7 @@ lock_delivery(struct maildrop *md)
 	while (result == MAILDROP_OK && followed) {
 		while ((attempt = take_both(md)) == BUSY && time(NULL) < until)
 			nanosleep(&pause, NULL);
-		if (attempt == IMPOSSIBLE) {
+		if (attempt == FAILED) {
 			result = maildrop_failed(md->path, "lock");
 		} else if (attempt == BUSY) {
 			log_error(md->path, "locked by another for %d seconds",
@@ -439,8 +473,13 @@ enum line_kind { LINE_TEXT, LINE_EMPTY_LF, LINE_EMPTY_CRLF };
 
 struct scan {
 	struct maildrop *md;
-	struct message_table *table;
+	bool compares; /* with the table, instead of making it */
+	bool differs;  /* a message of the table is not there as it was */
+	unsigned seen; /* messages begun */
+	off_t end;     /* of the messages that the table has */
+
 	struct meter meter;
+	struct message present; /* the row of the message the scan is in */
 	bool in_message;
 	bool hidden;		 /* it is a mail reader's internal record */
 	enum line_kind previous; /* the line before */
@@ -474,17 +513,61 @@ is_internal_record(const char *p, const char *end)
 	return has_subject && has_imap;
 }
 
+/*
+ * Compares the present message with its row. Behind a header without an empty
+ * line, the one that separates it from a message delivered since looks like
+ * the end of the header: it is still the same message, and that is a gap.
+ */
+static bool
+still_same(struct scan *scan, struct message *row, unsigned gap)
+{
+	const struct message *now = &scan->present;
+	const unsigned gaps = MESSAGE_GAP_LF | MESSAGE_GAP_CRLF;
+
+	if (now->place != row->place ||
+	    memcmp(now->of.digest, row->of.digest, DIGEST_OCTETS) != 0)
+		return false;
+	if (now->octets == row->octets + 2 && scan->meter.body_octets == 0)
+		gap = scan->previous == LINE_EMPTY_LF ? MESSAGE_GAP_LF
+						      : MESSAGE_GAP_CRLF;
+	else if (now->octets != row->octets)
+		return false;
+	row->flags &= ~gaps & MESSAGE_FLAGS;
+	row->flags |= gap & MESSAGE_FLAGS;
+	return true;
+}
+
+/* Puts the present message into the table, or compares it. */
+static enum maildrop_result
+use_message(struct scan *scan, unsigned gap)
+{
+	struct message_table *table = &scan->md->table;
+	struct message *row;
+
+	if (scan->compares) {
+		if (scan->seen <= table->count &&
+		    !still_same(scan, &table->row[scan->seen - 1], gap))
+			scan->differs = true;
+		return MAILDROP_OK;
+	}
+	row = message_add(table);
+	if (row == NULL) {
+		errno = ENOMEM;
+		return maildrop_failed(scan->md->path, "scan");
+	}
+	*row = scan->present;
+	row->flags |= gap & MESSAGE_FLAGS;
+	return MAILDROP_OK;
+}
+
 /* Ends the message that the scan is in, if any. */
 static enum maildrop_result
 finish_message(struct scan *scan)
 {
-	struct message hidden = {0}, *row = &hidden;
 	unsigned gap = 0;
 
 	if (!scan->in_message)
 		return MAILDROP_OK;
-	if (!scan->hidden)
-		row = &scan->table->row[scan->table->count - 1];
 	/* An empty line belongs to the separator, also at the end of the file
 	 * where the next From_ line is still to come; but not the one that
 	 * ends the header. */
@@ -493,12 +576,11 @@ finish_message(struct scan *scan)
 						      : MESSAGE_GAP_CRLF;
 		meter_drop_empty_line(&scan->meter);
 	}
-	if (meter_end(&scan->meter, row) == -1) {
+	if (meter_end(&scan->meter, &scan->present) == -1) {
 		log_error(scan->md->path, "a message is too large");
 		return MAILDROP_PERM;
 	}
-	row->flags |= gap & MESSAGE_FLAGS;
-	return MAILDROP_OK;
+	return scan->hidden ? MAILDROP_OK : use_message(scan, gap);
 }
 
 /* Begins the message whose From_ line, `length` octets, stands at `place`. */
@@ -507,22 +589,17 @@ start_message(struct scan *scan, const char *from, size_t length,
     const char *end, off_t place)
 {
 	enum maildrop_result result = finish_message(scan);
-	struct message *row;
 
 	if (result != MAILDROP_OK)
 		return result;
 	scan->in_message = true;
 	scan->previous = LINE_TEXT;
 	scan->hidden = place == 0 && is_internal_record(from + length, end);
+	if (!scan->hidden && scan->seen++ == scan->md->table.count)
+		scan->end = place;
+	memset(&scan->present, 0, sizeof(scan->present));
+	scan->present.place = (uint64_t)place & MESSAGE_OCTETS_MAX;
 	meter_start(&scan->meter, true);
-	if (scan->hidden)
-		return MAILDROP_OK;
-	row = message_add(scan->table);
-	if (row == NULL) {
-		errno = ENOMEM;
-		return maildrop_failed(scan->md->path, "scan");
-	}
-	row->place = (uint64_t)place & MESSAGE_OCTETS_MAX;
 	while (length > 0 &&
 	       (from[length - 1] == '\n' || from[length - 1] == '\r'))
 		length--;
@@ -582,17 +659,23 @@ scan_block(struct scan *scan, const char *block, size_t length, off_t at,
 	return MAILDROP_OK;
 }
 
-/* Makes the table of the first `size` octets of the file. */
+/* Makes the table of the file as it is now, under the delivery locks; or, if
+ * it `compares`, makes sure that what the table has stands there first. */
 static enum maildrop_result
-scan_file(struct maildrop *md, struct message_table *table, off_t size)
+scan_file(struct maildrop *md, bool compares)
 {
 	struct scan scan = {
-	    .md = md, .table = table, .previous = LINE_EMPTY_LF};
+	    .md = md, .compares = compares, .previous = LINE_EMPTY_LF};
 	enum maildrop_result result = MAILDROP_OK;
 	size_t held = 0, part, used;
 	off_t at = 0; /* of the block in the file */
+	struct stat st;
+	off_t size;
 	ssize_t n;
 
+	if (fstat(mbox.fd, &st) == -1)
+		return maildrop_failed(md->path, "stat");
+	size = scan.end = st.st_size;
 	while (result == MAILDROP_OK && at < size) {
 		refresh_dotlock();
 		part = MAILDROP_BLOCK_OCTETS - held;
@@ -608,7 +691,7 @@ scan_file(struct maildrop *md, struct message_table *table, off_t size)
 		result = scan_block(&scan, md->block, held, at,
 		    at + (off_t)held == size, &used);
 		if (result != MAILDROP_OK)
-			break;
+			return result;
 		if (at == 0 && used > 0 && !scan.in_message) {
 			log_error(md->path, "not an mbox: no From_ line");
 			return MAILDROP_PERM;
@@ -617,25 +700,27 @@ scan_file(struct maildrop *md, struct message_table *table, off_t size)
 		memmove(md->block, md->block + used, held);
 		at += (off_t)used;
 	}
-	return result == MAILDROP_OK ? finish_message(&scan) : result;
+	result = finish_message(&scan);
+	if (result == MAILDROP_OK && compares &&
+	    (scan.differs || scan.seen < md->table.count)) {
+		log_error(md->path, "changed by another during the session");
+		mbox.foreign = true;
+		return MAILDROP_TEMP;
+	}
+	identify(&st, &mbox.known);
+	mbox.end = compares ? scan.end : size;
+	return result;
 }
 
 static enum maildrop_result
 mbox_scan(struct maildrop *md)
 {
 	enum maildrop_result result;
-	struct stat st;
 
 	result = lock_delivery(md);
 	if (result != MAILDROP_OK)
 		return result;
-	if (fstat(mbox.fd, &st) == -1) {
-		result = maildrop_failed(md->path, "stat");
-	} else {
-		identify(&st, &mbox.known);
-		mbox.end = st.st_size;
-		result = scan_file(md, &md->table, st.st_size);
-	}
+	result = scan_file(md, false);
 	unlock_delivery();
 	return result;
 }
@@ -677,58 +762,6 @@ mbox_close(struct maildrop *md)
 
 /* ---- What others do to the file during the session ---- */
 
-/* Whether the messages of the table are the first ones of another. */
-static bool
-begins_with(const struct message_table *now, const struct message_table *known)
-{
-	const struct message *a = now->row, *b = known->row;
-	unsigned i;
-
-	if (now->count < known->count)
-		return false;
-	for (i = 0; i < known->count; i++, a++, b++)
-		if (a->place != b->place || a->octets != b->octets ||
-		    memcmp(a->of.digest, b->of.digest, DIGEST_OCTETS) != 0)
-			return false;
-	return true;
-}
-
-/* Makes a fresh table and compares; the delivery locks are held. */
-static enum maildrop_result
-compare_file(struct maildrop *md)
-{
-	const unsigned gaps = MESSAGE_GAP_LF | MESSAGE_GAP_CRLF;
-	struct message_table now = {0};
-	enum maildrop_result result;
-	struct message *last;
-	struct stat st;
-
-	if (fstat(mbox.fd, &st) == -1)
-		return maildrop_failed(md->path, "stat");
-	result = scan_file(md, &now, st.st_size);
-	if (result == MAILDROP_OK && !begins_with(&now, &md->table)) {
-		log_error(md->path, "changed by another during the session");
-		mbox.foreign = true;
-		result = MAILDROP_TEMP;
-	}
-	if (result == MAILDROP_OK) {
-		identify(&st, &mbox.known);
-		mbox.end = st.st_size;
-		if (now.count > md->table.count)
-			mbox.end = (off_t)now.row[md->table.count].place;
-		/* Where the table ended with the file, the end of the last
-		 * message may look otherwise with another behind it. */
-		if (md->table.count > 0) {
-			last = &md->table.row[md->table.count - 1];
-			last->flags &= ~gaps & MESSAGE_FLAGS;
-			last->flags |=
-			    now.row[md->table.count - 1].flags & gaps;
-		}
-	}
-	free(now.row);
-	return result;
-}
-
 /* Whether the file is just as when its table was made. */
 static enum maildrop_result
 unchanged(struct maildrop *md, bool *same)
@@ -759,7 +792,7 @@ verify_table(struct maildrop *md)
 	result = lock_delivery(md);
 	if (result != MAILDROP_OK)
 		return result;
-	result = compare_file(md);
+	result = scan_file(md, true);
 	unlock_delivery();
 	return result;
 }
@@ -886,7 +919,7 @@ update_locked(struct maildrop *md)
 
 	result = unchanged(md, &same);
 	if (result == MAILDROP_OK && !same)
-		result = compare_file(md);
+		result = scan_file(md, true);
 	if (result != MAILDROP_OK)
 		return result;
 	if (fstat(mbox.fd, &st) == -1)

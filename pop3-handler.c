@@ -199,11 +199,11 @@ do_capa(char *argument)
 /*
  * Front and monitor speak by records on a socket that keeps their bounds. The
  * front: ALIVE, a command came; LOGIN name NUL secret NUL; ENDED reason. The
- * monitor answers a LOGIN, and nothing else, with one octet.
+ * monitor answers a LOGIN with one octet, or accepts it: then it ends the front
+ * and speaks to the client itself.
  */
 enum record { RECORD_ALIVE = 'a', RECORD_LOGIN = 'l', RECORD_ENDED = 'e' };
 enum answer {
-	ANSWER_ACCEPTED = 'A',
 	ANSWER_REFUSED = 'R',
 	ANSWER_LAST = 'L', /* refused, and that was the last try */
 	ANSWER_TEMP = 'T',
@@ -233,9 +233,6 @@ static void
 hear_answer(char answer)
 {
 	switch (answer) {
-	case ANSWER_ACCEPTED:
-		/* From here on the monitor speaks to the client. */
-		_exit(EX_OK);
 	case ANSWER_TEMP:
 		wire_err("[SYS/TEMP] logins are not possible now");
 		break;
@@ -512,7 +509,7 @@ static const struct verb transaction[] = {
     {"RSET", NONE, true, do_rset},
     {"NOOP", NONE, false, do_noop},
     {"CAPA", NONE, false, do_capa},
-    {"QUIT", NONE, false, do_quit},
+    {"QUIT", NONE, true, do_quit},
     {NULL, NONE, false, NULL},
 };
 
@@ -568,6 +565,7 @@ static void
 run_verb(const struct verb *verb, char *argument)
 {
 	size_t length = strlen(argument);
+	unsigned nonsense;
 
 	if (verb->arguments != REST)
 		while (length > 0 && argument[length - 1] == ' ')
@@ -581,8 +579,10 @@ run_verb(const struct verb *verb, char *argument)
 		end_session(REASON_MAILDROP);
 		return;
 	}
-	session.nonsense = 0;
+	nonsense = session.nonsense;
 	verb->run(argument);
+	if (session.nonsense == nonsense)
+		session.nonsense = 0;
 }
 
 /* Judges one line and runs it. */
@@ -633,16 +633,18 @@ serve(void)
 				break;
 			}
 		}
-		if (status == WIRE_OK)
+		if (status == WIRE_OK) {
 			obey(line, length);
-		else if (status == WIRE_TOO_LONG)
+		} else if (status == WIRE_TOO_LONG) {
+			session.named = false;
 			err_nonsense("command line too long");
-		else
+		} else {
 			end_session(reason_of(status));
+		}
 		if (!session.authorized)
 			wire_wipe();
 	}
-	wire_flush();
+	wire_close();
 }
 
 /* ---- TRANSACTION begins ---- */
@@ -656,7 +658,7 @@ refuse_session(enum maildrop_result result)
 
 	log_event(LOG_NOTICE, "refused", "reason=%s", names[result]);
 	wire_err("%s", failure_text(result));
-	wire_flush();
+	wire_close();
 }
 
 /* The path of a maildrop, where it may be for this account. */
@@ -672,8 +674,11 @@ maildrop_path(unsigned i, const struct account *account, char path[PATH_MAX])
 	} else if (account_expand(from, account, path, PATH_MAX) == 0) {
 		return MAILDROP_OK;
 	}
-	log_error(from, "%s",
-	    errno == ENOENT ? "the home is not known" : strerror(errno));
+	if (errno == ENOENT) {
+		log_warning(from, "passed over: the home is not known");
+		return MAILDROP_VANISHED;
+	}
+	log_error(from, "%s", strerror(errno));
 	return MAILDROP_PERM;
 }
 
@@ -779,12 +784,12 @@ struct front {
 	unsigned failures;
 };
 
-/* Waits for the front as long as it has any business being there. */
+/* Ends the front. It has nothing left to do: all that it had to say it has
+ * sent before it told us or waited for us, and we owe a hostile one no time. */
 static void
-end_front(const struct front *front, bool now)
+end_front(const struct front *front)
 {
-	if (now || wire_await(front->socket, false, 5000) != WIRE_OK)
-		kill(front->pid, SIGKILL);
+	kill(front->pid, SIGKILL);
 	while (waitpid(front->pid, NULL, 0) == -1 && errno == EINTR)
 		continue;
 	close(front->socket);
@@ -846,9 +851,7 @@ judge_login(
 	}
 	clock_gettime(CLOCK_MONOTONIC, &came);
 	log_user(name);
-	/* A name that may not be looked up costs the same look. */
-	verdict = account_check(options.accounts,
-	    account_name_valid(name) ? name : "", secret, account);
+	verdict = account_check(options.accounts, name, secret, account);
 	if (verdict == ACCOUNT_REFUSED && !refuse_login(front, &came))
 		front->failures = FAILURES_MAX;
 	else if (verdict == ACCOUNT_TEMP || verdict == ACCOUNT_PERM) {
@@ -946,12 +949,11 @@ run_login(void)
 	wire_open(WIRE_BY_BLOCK, options.autologout, -1);
 	reason = run_monitor(&front, &account);
 	if (reason != REASON_NONE) {
-		end_front(&front, reason == REASON_AUTOLOGOUT);
+		end_front(&front);
 		log_event(LOG_INFO, "end", "reason=%s", reason_names[reason]);
 		return EX_OK;
 	}
-	answer_front(&front, ANSWER_ACCEPTED);
-	end_front(&front, false);
+	end_front(&front);
 	log_user(account.name);
 	if (sandbox_become(account.uid, account.gid) == -1) {
 		log_error(account.name, "cannot become the user: %s",
@@ -976,10 +978,7 @@ find_owner(const struct account *account, struct stat *st)
 		if (maildrop_path(i, account, path) != MAILDROP_OK)
 			continue;
 		p = path;
-		if (strncmp(p, "mbox:", 5) == 0)
-			p += 5;
-		else if (strncmp(p, "maildir:", 8) == 0)
-			p += 8;
+		maildrop_stated_format(&p);
 		if (stat(p, st) == 0)
 			return true;
 	}
@@ -1024,11 +1023,7 @@ run_preauthenticated(void)
 	struct account account;
 
 	wire_open(WIRE_BY_BLOCK, options.autologout, -1);
-	if (account_own(&account) == -1) {
-		log_error("-P", "uid %lu has no name", (unsigned long)getuid());
-		refuse_session(MAILDROP_PERM);
-		return EX_OK;
-	}
+	account_own(&account);
 	log_user(account.name);
 	if (become_owner(&account) == -1) {
 		refuse_session(MAILDROP_PERM);
@@ -1104,14 +1099,12 @@ set_autologout(const char *text)
 static void
 check_templates(void)
 {
-	const char *path, *colon;
+	const char *path;
 	unsigned i;
 
 	for (i = 0; i < options.maildrops; i++) {
 		path = options.maildrop[i].path;
-		colon = strchr(path, ':');
-		if (colon != NULL && strchr(path, '/') > colon)
-			path = colon + 1;
+		maildrop_stated_format(&path);
 		if (*path != '/' && strncmp(path, "%h", 2) != 0)
 			usage("-m", "must begin with / or %h");
 	}

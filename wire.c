@@ -166,6 +166,8 @@ wire_flush(void)
 	size_t done = 0, progress = 0;
 	ssize_t n;
 
+	if (wire.out_end == 0)
+		return wire.ended; /* the clock of a command runs on */
 	while (wire.ended == WIRE_OK && done < wire.out_end) {
 		n = write_some(wire.out + done, wire.out_end - done);
 		if (n >= 0) {
@@ -197,7 +199,8 @@ wire_settled(void)
 
 	if (wire_flush() != WIRE_OK)
 		return wire.ended;
-	if (sigpending(&pending) == 0 && sigismember(&pending, SIGALRM) == 1)
+	if (alarmed || sigpending(&pending) == -1 ||
+	    sigismember(&pending, SIGALRM) == 1)
 		wire.ended = WIRE_AUTOLOGOUT;
 	else if (poll(&client, 1, 0) != 0)
 		wire.ended = WIRE_GONE;
@@ -242,13 +245,16 @@ read_some(char *to, size_t room)
 			wire.in_end += (size_t)n;
 			return true;
 		}
-		if (n == 0)
+		if (n == 0) {
 			wire.ended = WIRE_END;
-		else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+			return false;
+		}
+		if (errno == EAGAIN || errno == EWOULDBLOCK) {
 			if (socket)
 				wait_for_client(CLIENT_IN, POLLIN);
-		} else if (errno != EINTR)
+		} else if (errno != EINTR) {
 			wire.ended = WIRE_GONE;
+		}
 	}
 }
 
@@ -307,6 +313,7 @@ void
 wire_wipe(void)
 {
 	explicit_bzero(wire.in, wire.in_start);
+	explicit_bzero(wire.in + wire.in_end, IN_OCTETS - wire.in_end);
 }
 
 void
@@ -422,6 +429,29 @@ void
 wire_dot(void)
 {
 	wire_text(".\r\n", 3);
+}
+
+void
+wire_close(void)
+{
+	const int drains = 64;	      /* reads at most, */
+	const int milliseconds = 500; /* each after at most this wait */
+	struct pollfd client = {.fd = CLIENT_IN, .events = POLLIN};
+	ssize_t n;
+	int i;
+
+	if (wire_flush() != WIRE_OK && wire.ended != WIRE_END)
+		return;
+	if (wire.in_kind != KIND_SOCKET || wire.out_kind != KIND_SOCKET)
+		return;
+	n = recv(CLIENT_IN, wire.in, sizeof(wire.in), MSG_DONTWAIT);
+	if (n > 0)
+		shutdown(CLIENT_OUT, SHUT_WR);
+	for (i = 0; i < drains && n > 0; i++)
+		n = poll(&client, 1, milliseconds) == 1
+			? recv(
+			      CLIENT_IN, wire.in, sizeof(wire.in), MSG_DONTWAIT)
+			: 0;
 }
 
 uint64_t

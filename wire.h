@@ -45,7 +45,7 @@ void wire_open(enum wire_reading reading, unsigned autologout, int watched);
  */
 enum wire_status wire_command(char **line, size_t *length);
 
-/* Wipes the input consumed so far: it may hold a password. */
+/* Wipes the input that is done with: it may hold a password. */
 void wire_wipe(void);
 
 /*
@@ -88,6 +88,13 @@ enum wire_status wire_settled(void);
  * a hang-up of the client if `client`, or SIGALRM. WIRE_OK: fd is readable.
  * WIRE_END: the time is over. */
 enum wire_status wire_await(int fd, bool client, int milliseconds);
+
+/*
+ * Sends what is queued and ends the connection. What the client has sent and
+ * nobody has read would make the system reset it, and the last reply might
+ * never be seen: so that is read, for a bounded time.
+ */
+void wire_close(void);
 
 /* Octets sent to the client so far. */
 uint64_t wire_sent(void);
