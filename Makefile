@@ -16,7 +16,7 @@ LDLIBS = -lcrypt
 
 OBJECTS = pop3-handler.o account.o digest.o log.o maildir.o maildrop.o \
 	mbox.o peer.o sandbox.o state.o wire.o
-TOOLS = tests/tools/dialogue
+TOOLS = tests/tools/dialogue tests/tools/crypt-log.so
 
 all: pop3-handler
 
@@ -41,6 +41,9 @@ wire.o: wire.h
 # pop3-handler (sanitizers, coverage) are not for them.
 tests/tools/dialogue: tests/tools/dialogue.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
+tests/tools/crypt-log.so: tests/tools/crypt-log.c
+	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -fPIC -shared -o $@ \
+	    tests/tools/crypt-log.c
 
 check: all $(TOOLS)
 	bats tests

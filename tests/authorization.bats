@@ -15,7 +15,7 @@ alice() {
 	printf 'A: b\n\nx\n' >"$T/M/cur/1.h:2,"
 }
 
-# by_root: the same tests as the user who starts us: root drops privileges.
+# root_login: as `login`, but started by root.
 root_login() {
 	local script=$1
 	shift
@@ -26,6 +26,24 @@ root_login() {
 	# shellcheck disable=SC2059
 	printf "$script" | (cd "$T" && bin/dialogue -t "${VIA:-pair}" ${DIAL:-} \
 		"$POP3" -h pop.example.org "$@") >"$T/out" 2>"$T/log" || status=$?
+}
+
+# refused SECRET NAME...: each of the names with the secret gets [AUTH]. All at
+# once, since each is made to wait.
+refused() {
+	local secret=$1 name n=0
+	shift
+	give
+	for name; do
+		(cd "$T" && printf 'USER %s\r\nPASS %s\r\n' "$name" "$secret" |
+			"${AS[@]}" bin/dialogue "$POP3" -a users -m %h/M >"out.$n" 2>"log.$n") 3>&- &
+		n=$((n + 1))
+	done
+	wait
+	cat "$T"/log.* >"$T/log"
+	for ((; n > 0; n--)); do
+		[ "$(sed -n 3p "$T/out.$((n - 1))")" = $'-ERR [AUTH] wrong name or password\r' ]
+	done
 }
 
 @test "USER and PASS open the maildrop" {
@@ -121,36 +139,23 @@ root_login() {
 
 @test "names that could lead out of a directory are unknown users" {
 	local name
+	account '' '{PLAIN}secret'
 	for name in .alice a/b 'a@.b'; do
 		account "$name" '{PLAIN}secret'
 	done
-	mkdir "$T/x"
-	for name in .alice a/b a@.b; do
-		login "USER $name\r\nPASS secret\r\n" -a users -m %h/%u
-		[ "$(sed -n 3p "$T/out")" = $'-ERR [AUTH] wrong name or password\r' ]
-	done
+	refused secret .alice a/b a@.b
+	logged 'file=users text="line 1: not a valid name"'
 }
 
 @test "an empty secret, a locked and an empty hash let nobody in" {
-	need_openssl
 	account a '{PLAIN}'
 	account b ''
-	account c "!$HASH"
+	account c '!$6$saltsalt$x'
 	account d '*'
 	account e '{CRYPT}'
 	account f '{NOSUCH}x'
-	local name
-	for name in a b c d e f; do
-		login "USER $name\r\nPASS x\r\n" -a users
-		[ "$(sed -n 3p "$T/out")" = $'-ERR [AUTH] wrong name or password\r' ]
-	done
+	refused x a b c d e f
 	logged 'file=users text="line 6: unknown scheme or empty hash"'
-}
-
-# A hash of "secret" by another's hand.
-need_openssl() {
-	# Made with crypt(3), "secret" under the salt "saltsalt".
-	HASH='$6$saltsalt$'
 }
 
 @test "every scheme of crypt(3) is accepted under its usual prefixes" {
@@ -244,7 +249,16 @@ need_openssl() {
 }
 
 @test "unknown name, wrong secret and plain secret cost one crypt(3) each" {
-	need gdb-less-ltrace
+	need perl
+	alice
+	account bob "$(perl -e 'print crypt("secret", q($6$rounds=1000$saltsalt$))')"
+	account carol '!'
+	export CRYPT_LOG=$T/crypts LD_PRELOAD=$T/bin/crypt-log.so ASAN_OPTIONS=verify_asan_link_order=0
+	: >"$T/crypts"
+	refused wrong alice bob carol nobody-knows ../x
+	unset LD_PRELOAD
+	[ "$(wc -l <"$T/crypts")" = 5 ]
+	[ "$(grep -cF '$6$rounds=1000$' "$T/crypts")" = 5 ]
 }
 
 @test "a held maildrop is refused after the login with [IN-USE], and the connection closes" {
@@ -260,12 +274,88 @@ need_openssl() {
 
 @test "root drops to the front's user, and to the account's for the session" {
 	need_root
-	printf 'alice:{PLAIN}secret:%d:%d::%s::\n' 12345 12346 "$T" >"$T/users"
-	chmod 644 "$T/users"
+	printf 'alice:{PLAIN}secret:12345:12346::%s::\n' "$T" >"$T/users"
 	maildir M
 	chown -R 12345:12346 "$T/M"
-	(cd "$T" && { printf 'CAPA\r\n'; await test -e go; printf 'USER alice\r\nPASS secret\r\nSTAT\r\n'; await test -e stop; printf 'QUIT\r\n'; } |
-		bin/dialogue -w -i pid sh -c 'exec "$@"' sh "$POP3" -h pop.example.org -a users -m %h/M) >"$T/out" 2>"$T/log" 3>&- &
-	CLIENT=$!
+	give
+	chown root "$T/users"
+	chown -R 12345:12346 "$T/M"
+	AS=()
+	begin_as_is 'CAPA\r\n'
 	await has EXPIRE "$T/out"
+	local front
+	front=$(pgrep -P "$PID")
+	[ "$(status_of "$PID" Uid)" = '0 0 0 0' ]
+	[ "$(status_of "$front" Uid)" = "$NOBODY $NOBODY $NOBODY $NOBODY" ]
+	[ "$(status_of "$front" Gid)" = "$NOBODY $NOBODY $NOBODY $NOBODY" ]
+	[ -z "$(status_of "$front" Groups)" ]
+	kill "$PID"
+	finish
+	begin_as_is 'USER alice\r\nPASS secret\r\nSTAT\r\n'
+	await has '+OK 0 0' "$T/out"
+	[ -z "$(pgrep -P "$PID")" ]
+	[ "$(status_of "$PID" Uid)" = '12345 12345 12345 12345' ]
+	[ "$(status_of "$PID" Gid)" = '12346 12346 12346 12346' ]
+	[ -z "$(status_of "$PID" Groups)" ]
+}
+
+# A session that goes on, of files that already belong to whom they should.
+begin_as_is() {
+	rm -f "$T/pid"
+	# shellcheck disable=SC2059
+	printf "$1" | (cd "$T" && bin/dialogue -w -i pid "$POP3" -h pop.example.org \
+		-a users -m %h/M) >"$T/out" 2>"$T/log" 3>&- &
+	CLIENT=$!
+	await test -s "$T/pid"
+	PID=$(cat "$T/pid")
+}
+
+# status_of PID FIELD: of /proc/PID/status, blanks folded.
+status_of() {
+	sed -n "s/^$2:[[:blank:]]*//p" "/proc/$1/status" | tr '\t' ' ' | sed 's/ *$//'
+}
+
+@test "root refuses a front that is root or nobody's name" {
+	need_root
+	alice
+	root_login 'QUIT\r\n' -a users -u root
+	[ "$status" = 78 ]
+	[ ! -s "$T/out" ]
+	logged 'file=-u text="root: must not be uid 0"'
+	root_login 'QUIT\r\n' -a users -u no-such-user
+	[ "$status" = 78 ]
+	logged 'file=-u text="no-such-user: no such user"'
+}
+
+@test "as root the maildrop of another uid than the account's is refused" {
+	need_root
+	printf 'alice:{PLAIN}secret:12345:12345::%s::\n' "$T" >"$T/users"
+	maildir M
+	root_login 'USER alice\r\nPASS secret\r\nQUIT\r\n' -a users -m %h/M
+	has '-ERR [SYS/PERM]' "$T/out"
+	logged "file=$T/M text=\"owned by uid $NOBODY, not by the user\""
+}
+
+@test "as root an account without ids is refused" {
+	need_root
+	printf 'alice:{PLAIN}secret:::::\n' >"$T/users"
+	root_login 'USER alice\r\nPASS secret\r\nQUIT\r\n' -a users
+	has '-ERR [SYS/PERM]' "$T/out"
+	logged 'line 1: uid is not a number or missing'
+}
+
+@test "-P by root serves a socketpair as the maildrop's owner, and never the network as uid 0" {
+	need_root
+	alice
+	give
+	cd "$T"
+	printf 'DELE 1\r\nQUIT\r\n' | bin/dialogue "$POP3" -P -h pop.example.org -m M >out 2>log
+	expect "$HELLO"'+OK message 1 deleted\r\n+OK 1 deleted\r\n'
+	[ "$(stat -c %u M/pop3-state)" = $NOBODY ]
+	chown -R 0:0 M
+	printf 'STAT\r\nQUIT\r\n' | bin/dialogue -t tcp "$POP3" -P -h pop.example.org -m M >out 2>log
+	expect '-ERR [SYS/PERM] the maildrop cannot be used\r\n'
+	logged 'file=-P text="uid 0 does not serve the network"'
+	printf 'STAT\r\nQUIT\r\n' | bin/dialogue -t pipe "$POP3" -P -h pop.example.org -m M >out 2>log
+	expect "$HELLO"'+OK 0 0\r\n+OK 0 deleted\r\n'
 }

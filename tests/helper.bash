@@ -5,7 +5,6 @@
 # started by root, they run it as an unprivileged user, who owns $T.
 
 ROOT=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
-DIALOGUE=$ROOT/tests/tools/dialogue
 MAIL=$ROOT/tests/mail
 NOBODY=65534
 FROM='From sender@example.org Mon Jan  1 00:00:00 2024'
@@ -17,7 +16,7 @@ setup() {
 	POP3=$T/bin/pop3-handler
 	chmod 755 "$BATS_RUN_TMPDIR" "$BATS_RUN_TMPDIR/test" "$T" 2>/dev/null || :
 	mkdir "$T/bin"
-	cp "$ROOT/pop3-handler" "$DIALOGUE" "$T/bin/"
+	cp "$ROOT/pop3-handler" "$ROOT"/tests/tools/{dialogue,crypt-log.so} "$T/bin/"
 	AS=()
 	if [ "$(id -u)" = 0 ]; then
 		AS=(setpriv --reuid=$NOBODY --regid=$NOBODY --clear-groups)
@@ -27,6 +26,7 @@ setup() {
 
 # Nothing that a test has begun outlives it.
 teardown() {
+	exec 7>&- || :
 	[ -z "${PID:-}" ] || kill -9 "$PID" 2>/dev/null || :
 	[ -z "${CLIENT:-}" ] || wait "$CLIENT" 2>/dev/null || :
 }
@@ -110,6 +110,35 @@ begin() {
 	CLIENT=$!
 	await test -s "$T/pid"
 	PID=$(cat "$T/pid")
+}
+
+# converse [ARG...]: a session that waits for what `tell` says; `hang_up` ends
+# what is said.
+converse() {
+	give
+	rm -f "$T/pid" "$T/in"
+	mkfifo "$T/in"
+	(cd "$T" && "${AS[@]}" "$T/bin/dialogue" -t "${VIA:-pair}" -i "$T/pid" \
+		"$POP3" -h pop.example.org "$@") <"$T/in" >"$T/out" 2>"$T/log" 3>&- &
+	CLIENT=$!
+	exec 7>"$T/in"
+	await test -s "$T/pid"
+	PID=$(cat "$T/pid")
+	await has +OK "$T/out"
+}
+
+# tell SCRIPT: says it and waits until as many replies have come.
+tell() {
+	local before
+	before=$(grep -c '^[+-]' "$T/out")
+	# shellcheck disable=SC2059
+	printf "$1" >&7
+	await eval "[ \$(grep -c '^[+-]' '$T/out') -ge $((before + $(printf "$1" | wc -l))) ]"
+}
+
+hang_up() {
+	exec 7>&-
+	finish
 }
 
 finish() {

@@ -1,7 +1,7 @@
 /*
  * dialogue: a client for the tests. Starts a program on a pipe, a socketpair
- * or a TCP connection, sends it what stands on our input, and prints what
- * comes back until the program hangs up.
+ * or a TCP connection, sends it our input as it comes, and prints what comes
+ * back until the program hangs up.
  *
  * usage: dialogue [-t pipe|pair|tcp] [-b] [-w] [-n] [-r octets] [-i file]
  *                 [-m file] program [argument ...]
@@ -144,9 +144,53 @@ hang_up(struct ends *e)
 		close(e->ours[1]);
 }
 
+/* What stands on our input, as far as it has come. */
+static struct {
+	char *text;
+	size_t length, room;
+	bool complete;
+} script;
+
+static void
+read_script(void)
+{
+	ssize_t n;
+
+	if (script.length == script.room) {
+		script.room = script.room * 2 + 65536;
+		script.text = realloc(script.text, script.room);
+		if (script.text == NULL)
+			err(99, "script");
+	}
+	n = read(0, script.text + script.length, script.room - script.length);
+	if (n <= 0)
+		script.complete = true;
+	else
+		script.length += (size_t)n;
+}
+
+/* Sends what can be sent; false once the program takes no more. */
+static bool
+send_some(struct ends *e, size_t *sent)
+{
+	size_t part = by_octet ? 1 : script.length - *sent;
+	ssize_t n;
+
+	n = send(e->ours[1], script.text + *sent, part,
+	    MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (n == -1 && errno == ENOTSOCK)
+		n = write(e->ours[1], script.text + *sent, part);
+	if (by_octet)
+		usleep(500);
+	if (n == -1)
+		return errno == EAGAIN || errno == EINTR;
+	*sent += (size_t)n;
+	return true;
+}
+
 /* Sends and receives at the same time, until the program hangs up. */
 static void
-talk(struct ends *e, const char *script, size_t length)
+talk(struct ends *e)
 {
 	static char in[65536];
 	size_t sent = 0;
@@ -155,33 +199,26 @@ talk(struct ends *e, const char *script, size_t length)
 	ssize_t n;
 
 	for (;;) {
-		struct pollfd p[2] = {
+		bool all = script.complete && sent == script.length;
+		struct pollfd p[3] = {
 		    {.fd = never_reads ? -1 : e->ours[0], .events = POLLIN},
-		    {.fd = sending ? e->ours[1] : -1, .events = POLLOUT}};
+		    {.fd = sending && sent < script.length ? e->ours[1] : -1,
+			.events = POLLOUT},
+		    {.fd = script.complete ? -1 : 0, .events = POLLIN}};
 
-		if (sending && sent == length) {
+		if (sending && all) {
 			end_sending(e);
 			sending = false;
 			continue;
 		}
 		if (never_reads && !sending)
 			return;
-		if (poll(p, 2, -1) == -1 && errno != EINTR)
+		if (poll(p, 3, -1) == -1 && errno != EINTR)
 			err(99, "poll");
-		if (p[1].revents != 0) {
-			n = send(e->ours[1], script + sent,
-			    by_octet ? 1 : length - sent,
-			    MSG_DONTWAIT | MSG_NOSIGNAL);
-			if (n == -1 && errno == ENOTSOCK)
-				n = write(e->ours[1], script + sent,
-				    by_octet ? 1 : length - sent);
-			if (n > 0)
-				sent += (size_t)n;
-			else if (errno != EAGAIN && errno != EINTR)
-				sending = false;
-			if (by_octet)
-				usleep(500);
-		}
+		if (p[2].revents != 0)
+			read_script();
+		if (p[1].revents != 0)
+			sending = send_some(e, &sent);
 		if (p[0].revents == 0)
 			continue;
 		n = read(e->ours[0], in, sizeof(in));
@@ -196,33 +233,12 @@ talk(struct ends *e, const char *script, size_t length)
 	}
 }
 
-static char *
-read_script(size_t *length)
-{
-	size_t room = 65536;
-	char *script = malloc(room);
-	ssize_t n;
-
-	*length = 0;
-	while (script != NULL &&
-	       (n = read(0, script + *length, room - *length)) > 0) {
-		*length += (size_t)n;
-		if (*length == room)
-			script = realloc(script, room *= 2);
-	}
-	if (script == NULL)
-		err(99, "script");
-	return script;
-}
-
 int
 main(int argc, char **argv)
 {
 	const char *kind = "pair";
 	struct rusage usage;
 	struct ends e;
-	char *script;
-	size_t length;
 	int option, status;
 	pid_t pid;
 
@@ -259,10 +275,12 @@ main(int argc, char **argv)
 	/* Before we use memory of our own, which would count as its. */
 	pid = start(&e, argv + optind);
 	note(pid_file, pid);
-	script = read_script(&length);
 	if (reset_after != 0)
-		talk(&e, script, length);
-	else if (write(e.ours[1], script, length) == -1)
+		talk(&e);
+	while (reset_after == 0 && !script.complete)
+		read_script();
+	if (reset_after == 0 &&
+	    write(e.ours[1], script.text, script.length) == -1)
 		err(99, "write");
 	if (!never_reads)
 		hang_up(&e);

@@ -1,0 +1,260 @@
+#!/usr/bin/env bats
+# The Maildir format.
+load helper
+
+# message DIR/NAME [TEXT]
+message() {
+	mkdir -p "$T/M/cur" "$T/M/new" "$T/M/tmp"
+	# shellcheck disable=SC2059
+	printf "${2:-Subject: x\n\nx\n}" >"$T/M/$1"
+}
+
+ids() {
+	sed -n '/^+OK unique/,/^\./s/\r$//p' "$T/out" | sed '1d;$d' | cut -d' ' -f2
+}
+
+@test "messages come in order of delivery, whatever directory and order they stand in" {
+	message cur/1000000009.M9P1.h:2,S
+	message new/1000000010.M500P1.h
+	message cur/1000000010.M4P1.h:2,
+	message new/999.x.h
+	message cur/1000000010.M20P1.h:2,S
+	say 'UIDL\r\nQUIT\r\n' -m M
+	[ "$(ids | tr '\n' ' ')" = '999.x.h 1000000009.M9P1.h 1000000010.M4P1.h 1000000010.M20P1.h 1000000010.M500P1.h ' ]
+}
+
+@test "a name without a time of delivery is ordered by the file's" {
+	message new/1000000010.a
+	message new/other
+	message new/1000000030.b
+	touch -d @1000000020 "$T/M/new/other"
+	say 'UIDL\r\nQUIT\r\n' -m M
+	[ "$(ids | tr '\n' ' ')" = '1000000010.a other 1000000030.b ' ]
+}
+
+@test "files with a dot, directories, symlinks, FIFOs and tmp are no messages" {
+	message new/1.a
+	message new/.hidden
+	message tmp/2.b
+	mkdir "$T/M/new/3.c"
+	ln -s "$T/M/new/1.a" "$T/M/cur/4.d:2,S"
+	mkfifo "$T/M/cur/5.e:2,S"
+	say 'STAT\r\nUIDL\r\nQUIT\r\n' -m M
+	has '+OK 1 17' "$T/out"
+	[ "$(ids)" = 1.a ]
+}
+
+@test "a message keeps its unique-id when it moves from new to cur and changes flags" {
+	message new/1.a
+	message new/2.b
+	say 'UIDL\r\nQUIT\r\n' -m M
+	[ "$(ids | tr '\n' ' ')" = '1.a 2.b ' ]
+	mv "$T/M/cur/1.a:2," "$T/M/cur/1.a:2,RS"
+	say 'UIDL\r\nQUIT\r\n' -m M
+	[ "$(ids | tr '\n' ' ')" = '1.a 2.b ' ]
+}
+
+@test "QUIT moves what stays in new to cur without flags; a name with info keeps it" {
+	message new/1.a
+	message new/2.b:2,F
+	message new/3.c
+	say 'DELE 3\r\nQUIT\r\n' -m M
+	[ "$(ls "$T/M/cur" | tr '\n' ' ')" = '1.a:2, 2.b:2,F ' ]
+	[ -z "$(ls "$T/M/new")" ]
+}
+
+@test "a move to cur never replaces a file that is there" {
+	message new/1.a first
+	converse -P -m M
+	message cur/1.a:2, second
+	tell 'QUIT\r\n'
+	hang_up
+	[ "$(cat "$T/M/new/1.a")" = first ]
+	[ "$(cat "$T/M/cur/1.a:2,")" = second ]
+}
+
+@test "without QUIT nothing moves" {
+	message new/1.a
+	say 'STAT\r\n' -m M
+	[ -e "$T/M/new/1.a" ]
+}
+
+@test "a base name that is no unique-id is replaced by a digest that stays" {
+	local long
+	long=$(printf '%0200d' 1)
+	message "cur/a b:2,S" 'Subject: 1\n\n1\n'
+	message "cur/$long:2,S" 'Subject: 2\n\n2\n'
+	message "cur/$(printf 'caf\303\251'):2,S" 'Subject: 3\n\n3\n'
+	message cur/"$(printf '%070d' 7)":2, 'Subject: 4\n\n4\n'
+	say 'UIDL\r\nRETR 1\r\nRETR 2\r\nRETR 3\r\nRETR 4\r\nQUIT\r\n' -m M
+	ids | sort >"$T/first"
+	[ "$(wc -l <"$T/first")" = 4 ]
+	[ "$(grep -cE '^[0-9a-f]{32}$' "$T/first")" = 3 ]
+	has "$(printf '%070d' 7)" "$T/first"
+	[ "$(grep -c '^+OK 1[0-9] octets' "$T/out")" = 4 ]
+	mv "$T/M/cur/a b:2,S" "$T/M/cur/a b:2,RS"
+	say 'UIDL\r\nQUIT\r\n' -m M
+	ids | sort | cmp - "$T/first"
+}
+
+@test "odd names with one content have ids of their own" {
+	message "cur/a b:2,S"
+	message "cur/a c:2,S"
+	say 'UIDL\r\nQUIT\r\n' -m M
+	[ "$(ids | sort -u | wc -l)" = 2 ]
+	[ "$(ids | sed -n 2p)" = "$(ids | sed -n 1p).2" ]
+}
+
+@test "two files with one base name are two messages with two ids" {
+	message new/foo one
+	message new/bar two
+	message cur/foo:2,S three
+	touch -d @1000000000 "$T/M/new/foo"
+	touch -d @1000000001 "$T/M/new/bar"
+	say 'UIDL\r\nRETR 1\r\nRETR 2\r\nRETR 3\r\nDELE 3\r\nQUIT\r\n' -m M
+	[ "$(ids | sort -u | wc -l)" = 3 ]
+	[ "$(ids | sed -n 2p)" = bar ]
+	has three "$T/out"
+	[ "$(cat "$T/M/new/foo")" = one ]
+	[ ! -e "$T/M/cur/foo:2,S" ]
+}
+
+@test "one file with a name in new and one in cur is one message, and both go" {
+	message new/1.a
+	ln "$T/M/new/1.a" "$T/M/cur/1.a:2,"
+	say 'STAT\r\nDELE 1\r\nQUIT\r\n' -m M
+	has '+OK 1 17' "$T/out"
+	has '+OK 1 deleted' "$T/out"
+	[ -z "$(ls "$T/M/new")$(ls "$T/M/cur")" ]
+}
+
+@test "a message that a reader moves during the session is still sent and removed" {
+	message new/1.a 'Subject: one\n\n1\n'
+	message new/2.b 'Subject: two\n\n2\n'
+	converse -P -m M
+	mv "$T/M/new/1.a" "$T/M/cur/1.a:2,S"
+	tell 'RETR 1\r\n'
+	has 'Subject: one' "$T/out"
+	mv "$T/M/cur/1.a:2,S" "$T/M/cur/1.a:2,RS"
+	mv "$T/M/new/2.b" "$T/M/cur/2.b:2,S"
+	tell 'DELE 1\r\nQUIT\r\n'
+	hang_up
+	[ "$(ls "$T/M/cur")" = 2.b:2,S ]
+	has '+OK 1 deleted' "$T/out"
+}
+
+@test "a message that somebody else removes gives -ERR for itself alone" {
+	message cur/1.a:2, 'Subject: one\n\n1\n'
+	message cur/2.b:2, 'Subject: two\n\n2\n'
+	converse -P -m M
+	rm "$T/M/cur/1.a:2,"
+	tell 'RETR 1\r\nTOP 1 0\r\nRETR 2\r\nLIST 1\r\nDELE 1\r\nDELE 2\r\nQUIT\r\n'
+	hang_up
+	[ "$(grep -c '^-ERR somebody else has removed the message' "$T/out")" = 2 ]
+	has 'Subject: two' "$T/out"
+	has '+OK 1 deleted' "$T/out"
+	[ -z "$(ls "$T/M/cur")" ]
+}
+
+@test "a message that changed its size during the session is not sent" {
+	message cur/1.a:2, 'Subject: one\n\n1\n'
+	converse -P -m M
+	printf more >>"$T/M/cur/1.a:2,"
+	tell 'RETR 1\r\n'
+	has '-ERR [SYS/TEMP]' "$T/out"
+	logged 'changed by another during the session'
+}
+
+@test "a marked message that now has two files is neither removed nor called removed" {
+	message cur/1.a:2, one
+	converse -P -m M
+	tell 'DELE 1\r\n'
+	mv "$T/M/cur/1.a:2," "$T/M/cur/1.a:2,S"
+	cp "$T/M/cur/1.a:2,S" "$T/M/cur/1.a:2,RS"
+	tell 'QUIT\r\n'
+	hang_up
+	has '-ERR [SYS/TEMP] nothing removed' "$T/out"
+	[ "$(ls "$T/M/cur" | wc -l)" = 2 ]
+}
+
+@test "mail delivered during the session is not numbered, and stays" {
+	message cur/1.a:2, one
+	converse -P -m M
+	message new/0.early two
+	tell 'STAT\r\nDELE 1\r\nQUIT\r\n'
+	hang_up
+	has '+OK 1 5' "$T/out"
+	[ "$(cat "$T/M/new/0.early")" = two ]
+	[ -z "$(ls "$T/M/cur")" ]
+}
+
+@test "a message that cannot be read is left out and named in the log" {
+	message cur/1.a:2, one
+	message cur/2.b:2, two
+	chmod 0 "$T/M/cur/1.a:2,"
+	say 'STAT\r\nRETR 1\r\nQUIT\r\n' -m M
+	expect "$HELLO"'+OK 1 5\r\n+OK 5 octets\r\ntwo\r\n.\r\n+OK 0 deleted\r\n'
+	logged 'file=1.a:2, text="left out: Permission denied"'
+	[ -e "$T/M/cur/1.a:2," ]
+}
+
+@test "QUIT says -ERR where a directory lets nothing be removed" {
+	message cur/1.a:2, one
+	message cur/2.b:2, two
+	give
+	chmod 500 "$T/M/cur"
+	say 'DELE 1\r\nQUIT\r\n' -m M
+	chmod 700 "$T/M/cur"
+	expect "$HELLO"'+OK message 1 deleted\r\n-ERR [SYS/PERM] nothing removed\r\n'
+	[ "$(ls "$T/M/cur" | wc -l)" = 2 ]
+	has 'deleted=0 left=2' "$T/log"
+}
+
+@test "maildirsize gets what was removed as negative numbers, and is never made" {
+	message cur/1.a,S=17:2,
+	message cur/2.b:2,
+	message cur/3.c:2, stays
+	printf '1000S\n39 3\n' >"$T/M/maildirsize"
+	say 'DELE 1\r\nDELE 2\r\nQUIT\r\n' -m M
+	[ "$(cat "$T/M/maildirsize")" = $'1000S\n39 3\n-31 -2' ]
+	rm "$T/M/maildirsize"
+	say 'DELE 1\r\nQUIT\r\n' -m M
+	has '+OK 1 deleted' "$T/out"
+	[ ! -e "$T/M/maildirsize" ]
+}
+
+@test "UPDATE has removed and moved messages durably before it answers" {
+	need strace
+	message cur/1.a:2,
+	message new/2.b
+	give
+	(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
+		strace -o trace "$POP3" -P -m M >out 2>log)
+	sed -n 's/^\(unlinkat\|renameat2\|fsync\|sendto\)(.*/\1/p' "$T/trace" | tail -n 5 | tr '\n' ' ' >"$T/order"
+	[ "$(cat "$T/order")" = 'unlinkat renameat2 fsync fsync sendto ' ]
+}
+
+@test "a directory without cur or new is no Maildir, and nothing is made in it" {
+	mkdir -p "$T/D/new"
+	say 'STAT\r\nQUIT\r\n' -m D
+	expect '-ERR [SYS/PERM] the maildrop cannot be used\r\n'
+	logged "file=$T/D text=\"not a Maildir: no cur\""
+	[ "$(ls -A "$T/D")" = new ]
+}
+
+@test "the state file is made with mode 0600 and does no harm as symlink or FIFO" {
+	message cur/1.a:2,
+	say 'STAT\r\nQUIT\r\n' -m M
+	[ "$(stat -c %a "$T/M/pop3-state")" = 600 ]
+	rm "$T/M/pop3-state"
+	ln -s "$T/elsewhere" "$T/M/pop3-state"
+	say 'STAT\r\nQUIT\r\n' -m M
+	has '+OK 1 17' "$T/out"
+	[ ! -e "$T/elsewhere" ]
+	logged 'no session lock'
+	rm "$T/M/pop3-state"
+	mkfifo "$T/M/pop3-state"
+	say 'STAT\r\nQUIT\r\n' -m M
+	has '+OK 1 17' "$T/out"
+	logged 'no session lock: not a regular file'
+}

@@ -1,0 +1,308 @@
+#!/usr/bin/env bats
+# The mbox format: what is a message, the delivery locks, UPDATE in place.
+load helper
+
+D='Mon Jan  1 00:00:00 2024'
+
+# box FORMAT: the mbox B.
+box() {
+	# shellcheck disable=SC2059
+	printf -- "$1" >"$T/B"
+}
+
+three() {
+	box "From a $D\nSubject: 1\n\none\n\nFrom b $D\nSubject: 2\n\ntwo\n\nFrom c $D\nSubject: 3\n\nthree\n\n"
+}
+
+# holds FORMAT: the mbox is exactly this now.
+holds() {
+	# shellcheck disable=SC2059
+	printf -- "$1" >"$T/expected"
+	same "$T/expected" "$T/B"
+}
+
+ids() {
+	sed -n '/^+OK unique/,/^\./s/\r$//p' "$T/out" | sed '1d;$d' | cut -d' ' -f2
+}
+
+@test "messages are what stands between From_ lines, without the separating line" {
+	three
+	say 'STAT\r\nRETR 2\r\nRETR 3\r\nQUIT\r\n' -m B
+	expect "$HELLO"'+OK 3 59\r\n+OK 19 octets\r\nSubject: 2\r\n\r\ntwo\r\n.\r\n+OK 21 octets\r\nSubject: 3\r\n\r\nthree\r\n.\r\n+OK 0 deleted\r\n'
+}
+
+@test "From_ lines are a sender and a date in the forms that are in use; other lines are text" {
+	box "From a@b $D\n\n1\n\nFrom c Mon Jan  1 00:00 2024\n\n2\n\nFrom d Mon Jan  1 00:00:00 MET 2024\n\n3\n\nFrom e Mon Jan  1 00:00:00 2024 +0100\n\n4\n\nFrom f Mon, 1 Jan 2024 00:00:00 +0000\n\n5\n\nFrom \"g h\"@i $D\n\n6\n\nFrom  $D\n\n7\n\nFrom j $D remote from k\n\n8\n\nFrom l Mon Jan 01 00:00:00 +0000 2024\r\n\n9\n"
+	say 'STAT\r\nQUIT\r\n' -m B
+	has '+OK 9 ' "$T/out"
+	box "From a $D\n\n1\n\nFrom here to there\n\nFrom \n\nFrom\n\nFrom a Mon\n\nFrom b Xxx Jan  1 00:00:00 2024\n\nFrom c Mon Foo  1 00:00:00 2024\n\nFrom all of us on $D\n\nFROM d $D\n\n>From e $D\n\nFrom f Mon Jan  1 00:00:00 24\n\nFrom g Mon Jan  1 0:0:0 2024\n"
+	say 'STAT\r\nQUIT\r\n' -m B
+	has '+OK 1 ' "$T/out"
+}
+
+@test "a From_ line begins a message only at the start or after an empty line" {
+	box "From a $D\nSubject: 1\nFrom b $D\n\ntext\nFrom c $D\n\nFrom d $D\n\nmore\n"
+	say 'STAT\r\nTOP 1 9\r\nQUIT\r\n' -m B
+	expect "$HELLO$(printf '+OK 2 %d' $((12 + 33 + 2 + 6 + 33 + 2 + 6)))"'\r\n+OK top of message follows\r\nSubject: 1\r\n'"From b $D"'\r\n\r\ntext\r\n'"From c $D"'\r\n.\r\n+OK 0 deleted\r\n'
+}
+
+@test "the empty line before From_ ends the header of a message without a body" {
+	box "From a $D\nSubject: 1\n\nFrom b $D\nSubject: 2\n\n\nFrom c $D\n\nFrom d $D\nSubject: 4\n"
+	say 'LIST\r\nRETR 1\r\nRETR 2\r\nQUIT\r\n' -m B
+	expect "$HELLO"'+OK 4 messages (42 octets)\r\n1 14\r\n2 14\r\n3 2\r\n4 12\r\n.\r\n+OK 14 octets\r\nSubject: 1\r\n\r\n.\r\n+OK 14 octets\r\nSubject: 2\r\n\r\n.\r\n+OK 0 deleted\r\n'
+}
+
+@test "an mbox with CRLF line ends is the same to the client" {
+	three
+	sed 's/$/\r/' "$T/B" >"$T/C"
+	say 'LIST\r\nUIDL\r\nRETR 1\r\nRETR 2\r\nRETR 3\r\nQUIT\r\n' -m B
+	mv "$T/out" "$T/lf"
+	say 'LIST\r\nUIDL\r\nRETR 1\r\nRETR 2\r\nRETR 3\r\nQUIT\r\n' -m C
+	same "$T/lf" "$T/out"
+	say 'DELE 2\r\nQUIT\r\n' -m C
+	say 'DELE 2\r\nQUIT\r\n' -m B
+	sed 's/$/\r/' "$T/B" | cmp - "$T/C"
+}
+
+@test "octets and ids stay when a message is delivered behind the last one" {
+	three
+	say 'LIST\r\nUIDL\r\nQUIT\r\n' -m B
+	grep '^[123] ' "$T/out" >"$T/first"
+	printf 'From d %s\nSubject: 4\n\nfour\n\n' "$D" >>"$T/B"
+	say 'LIST\r\nUIDL\r\nQUIT\r\n' -m B
+	grep '^[123] ' "$T/out" | cmp - "$T/first"
+	[ "$(grep -c '^4 ' "$T/out")" = 2 ]
+}
+
+@test "an id stays when a mail reader sets Status, X-UID and the like" {
+	three
+	say 'UIDL\r\nQUIT\r\n' -m B
+	ids >"$T/first"
+	sed -i 's/^Subject: .*/Status: RO\n&\nX-Status: A\nX-Keywords: a\n b\nX-UID: 7\nX-UIDL: x\nX-IMAPbase: 1 2\nX-Mozilla-Status: 1\nContent-Length: 4\nLines: 1\nX-Label: z/' "$T/B"
+	say 'UIDL\r\nQUIT\r\n' -m B
+	ids | cmp - "$T/first"
+	sed -i 's/^Subject: 2/Subject: 22/' "$T/B"
+	say 'UIDL\r\nQUIT\r\n' -m B
+	[ "$(ids | diff - "$T/first" | grep -c '^<')" = 1 ]
+}
+
+@test "an id never comes from what a sender wrote into X-UIDL, and copies have ids of their own" {
+	box "From a $D\nX-UIDL: same\n\n1\n\nFrom a $D\nX-UIDL: same\n\n2\n\nFrom a $D\nX-UIDL: same\n\n1\n\nFrom a $D\n\n11\n"
+	say 'UIDL\r\nUIDL 3\r\nQUIT\r\n' -m B
+	! has same "$T/out"
+	[ "$(ids | sort -u | wc -l)" = 3 ] || [ "$(ids | sort -u | wc -l)" = 4 ]
+	[ "$(ids | sed -n 2p)" = "$(ids | sed -n 1p).2" ]
+	[ "$(ids | sed -n 3p)" = "$(ids | sed -n 1p).3" ]
+	has "+OK 3 $(ids | sed -n 3p)" "$T/out"
+}
+
+@test "the internal record of a mail reader is hidden and kept" {
+	local record="From MAILER-DAEMON $D\nFrom: Mail System Internal Data <MAILER-DAEMON@h>\nSubject: DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA\nX-IMAP: 1 2\nStatus: RO\n\nThis text is part of the internal format of your mail folder.\n\n"
+	box "${record}From a $D\n\n1\n\n"
+	say 'STAT\r\nRETR 1\r\nDELE 1\r\nQUIT\r\n' -m B
+	expect "$HELLO"'+OK 1 5\r\n+OK 5 octets\r\n\r\n1\r\n.\r\n+OK message 1 deleted\r\n+OK 1 deleted\r\n'
+	holds "$record"
+	box "From a $D\nSubject: FOLDER INTERNAL DATA\n\n1\n\n"
+	say 'STAT\r\nQUIT\r\n' -m B
+	has '+OK 1 ' "$T/out"
+}
+
+@test "a file that is no mbox is [SYS/PERM] and stays as it is" {
+	box 'just text\n'
+	say 'STAT\r\nQUIT\r\n' -m B
+	expect '-ERR [SYS/PERM] the maildrop cannot be used\r\n'
+	holds 'just text\n'
+	[ ! -e "$T/.B.pop3-state" ]
+}
+
+@test "an empty mbox is an empty maildrop" {
+	box ''
+	say 'STAT\r\nQUIT\r\n' -m B
+	expect "$HELLO"'+OK 0 0\r\n+OK 0 deleted\r\n'
+}
+
+@test "DELE of each set of messages leaves exactly the others" {
+	local set n script kept
+	for set in 1 2 3 '1 2' '1 3' '2 3' '1 2 3'; do
+		three
+		script=
+		for n in $set; do
+			script+="DELE $n\r\n"
+		done
+		kept=
+		for n in 1 2 3; do
+			[[ " $set " == *" $n "* ]] || kept+="From $(echo "$n" | tr 123 abc) $D\nSubject: $n\n\n$(echo "$n" | sed 's/1/one/;s/2/two/;s/3/three/')\n\n"
+		done
+		say "${script}QUIT\r\n" -m B
+		holds "$kept"
+		[ ! -e "$T/B.lock" ]
+	done
+}
+
+@test "nothing is written where only a tail goes, the file is cut" {
+	need strace
+	three
+	give
+	(cd "$T" && printf 'DELE 2\r\nDELE 3\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
+		strace -o trace -e trace=pwrite64,ftruncate,fsync "$POP3" -P -m B >out 2>log)
+	! grep -q pwrite64 "$T/trace"
+	grep -q "^ftruncate(.*, $(printf 'From a %s\nSubject: 1\n\none\n\n' "$D" | wc -c))" "$T/trace"
+	holds "From a $D\nSubject: 1\n\none\n\n"
+}
+
+@test "the mbox keeps its inode, owner and mode through UPDATE" {
+	three
+	chmod 640 "$T/B"
+	local before
+	give
+	before=$(stat -c '%i %u %a' "$T/B")
+	say 'DELE 1\r\nQUIT\r\n' -m B
+	[ "$(stat -c '%i %u %a' "$T/B")" = "$before" ]
+}
+
+@test "mail appended during the session is not numbered, and kept by UPDATE" {
+	three
+	converse -P -m B
+	printf 'From d %s\nSubject: 4\n\nfour\n\n' "$D" >>"$T/B"
+	tell 'STAT\r\nRETR 3\r\nDELE 1\r\nDELE 3\r\nQUIT\r\n'
+	hang_up
+	has '+OK 3 59' "$T/out"
+	has '+OK 2 deleted' "$T/out"
+	holds "From b $D\nSubject: 2\n\ntwo\n\nFrom d $D\nSubject: 4\n\nfour\n\n"
+}
+
+@test "a delivery behind a header without an empty line does not confuse the session" {
+	box "From a $D\nSubject: 1\n"
+	converse -P -m B
+	printf '\nFrom d %s\nSubject: 4\n\nfour\n\n' "$D" >>"$T/B"
+	tell 'RETR 1\r\nDELE 1\r\nQUIT\r\n'
+	hang_up
+	expect "$HELLO"'+OK 12 octets\r\nSubject: 1\r\n.\r\n+OK message 1 deleted\r\n+OK 1 deleted\r\n'
+	holds "From d $D\nSubject: 4\n\nfour\n\n"
+}
+
+@test "an mbox that another rewrote is neither sent nor touched" {
+	three
+	converse -P -m B
+	printf 'From z %s\nSubject: other\n\nother\n\n' "$D" >"$T/B"
+	tell 'DELE 1\r\nRETR 2\r\nQUIT\r\n'
+	hang_up
+	expect "$HELLO"'+OK message 1 deleted\r\n-ERR [SYS/TEMP] the maildrop cannot be used now\r\n-ERR [SYS/TEMP] nothing removed\r\n'
+	holds "From z $D\nSubject: other\n\nother\n\n"
+	logged 'changed by another during the session'
+}
+
+@test "an mbox that another replaced by a copy with the same mail is served on" {
+	three
+	converse -P -m B
+	cp -p "$T/B" "$T/C"
+	mv "$T/C" "$T/B"
+	tell 'RETR 2\r\nDELE 2\r\nQUIT\r\n'
+	hang_up
+	has '+OK 1 deleted' "$T/out"
+	holds "From a $D\nSubject: 1\n\none\n\nFrom c $D\nSubject: 3\n\nthree\n\n"
+}
+
+@test "no delivery lock is held while a session waits for its client" {
+	three
+	converse -P -m B
+	tell 'STAT\r\n'
+	[ ! -e "$T/B.lock" ]
+	need perl
+	perl -e 'use Fcntl; open F, "+<", shift or die; $l = pack "s s l! l! i", F_WRLCK, 0, 0, 0, 0; fcntl F, F_SETLK, $l or exit 1' "$T/B"
+	hang_up
+}
+
+@test "a dotlock of another is waited for, and deliveries are kept out during UPDATE" {
+	need strace
+	three
+	: >"$T/B.lock"
+	begin 'STAT\r\nDELE 1\r\nQUIT\r\n' -- -P -m B
+	sleep 0.5
+	! has '+OK 3' "$T/out"
+	rm "$T/B.lock"
+	finish
+	has '+OK 1 deleted' "$T/out"
+	three
+	give
+	(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
+		strace -o trace "$POP3" -P -m B >out 2>log)
+	# Dotlock, fcntl, the rewrite, and both given up again.
+	sed -n '/DELE/,$s/^\(link\|fcntl\|pwrite64\|ftruncate\|unlink\)(\(.*\)/\1 \2/p' "$T/trace" |
+		sed -n 's/^link .*/link/p;s/^fcntl.*F_WRLCK.*/lock/p;s/^fcntl.*F_UNLCK.*/unlock/p;s/^pwrite64.*/write/p;s/^ftruncate.*/cut/p;s/^unlink .*B\.lock".*/unlink/p' >"$T/order"
+	[ "$(uniq "$T/order" | tr '\n' ' ')" = 'link lock write cut unlock unlink ' ]
+}
+
+@test "an old dotlock of another is removed, readable or not, and logged" {
+	three
+	: >"$T/B.lock"
+	chmod 0 "$T/B.lock"
+	touch -d '11 minutes ago' "$T/B.lock"
+	say 'STAT\r\nQUIT\r\n' -m B
+	has '+OK 3' "$T/out"
+	logged 'removed: an abandoned lock'
+	[ ! -e "$T/B.lock" ]
+}
+
+@test "a dotlock of ours that a killed session left is removed at once" {
+	three
+	printf 'pop3-handler 1\n' >"$T/B.lock"
+	say 'STAT\r\nQUIT\r\n' -m B
+	has '+OK 3' "$T/out"
+	logged 'removed: an abandoned lock'
+}
+
+@test "where the directory permits no dotlock, fcntl alone is used and that is logged once" {
+	mkdir "$T/spool"
+	three
+	mv "$T/B" "$T/spool/B"
+	give
+	chmod 555 "$T/spool"
+	say 'STAT\r\nDELE 1\r\nQUIT\r\n' -m spool/B
+	chmod 755 "$T/spool"
+	has '+OK 1 deleted' "$T/out"
+	[ "$(grep -c 'no place for a dotlock' "$T/log")" = 1 ]
+}
+
+@test "an mbox that is not writable can be read, and QUIT says that nothing was removed" {
+	three
+	give
+	chmod 400 "$T/B"
+	say 'RETR 1\r\nDELE 1\r\nQUIT\r\n' -m B
+	has 'Subject: 1' "$T/out"
+	has '-ERR [SYS/PERM] nothing removed' "$T/out"
+}
+
+@test "a failed scan never leads to UPDATE" {
+	need strace
+	three
+	cp "$T/B" "$T/before"
+	give
+	local script
+	for script in 'DELE 1\r\nQUIT\r\n' 'QUIT\r\n'; do
+		# The first two reads are those of the first line.
+		# shellcheck disable=SC2059
+		printf "$script" | (cd "$T" && "${AS[@]}" bin/dialogue strace -o trace -P "$T/B" \
+			-e inject=pread64:error=EIO:when=3+ "$POP3" -P -h pop.example.org -m B >out 2>log)
+		expect "$HELLO"'-ERR [SYS/TEMP] the maildrop cannot be used now\r\n'
+		logged 'text="read: Input/output error"'
+		same "$T/before" "$T/B"
+		[ ! -e "$T/B.lock" ]
+	done
+}
+
+@test "lines of every length around a block's end: From_ lines are found wherever they stand" {
+	local pad n
+	for n in {131030..131075..3} {262100..262146..5}; do
+		{
+			printf 'From a %s\nSubject: 1\n\n' "$D"
+			pad=$((n - 51))
+			head -c $pad /dev/zero | tr '\0' x | fold -w 70
+			printf '\n\nFrom b %s\nSubject: 2\n\nFrom c\n\n\n' "$D"
+		} >"$T/B"
+		say 'LIST\r\nRETR 2\r\nQUIT\r\n' -m B
+		has '+OK 2 messages' "$T/out"
+		has '+OK 24 octets' "$T/out"
+	done
+}
+
