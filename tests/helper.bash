@@ -27,7 +27,7 @@ setup() {
 # Nothing that a test has begun outlives it.
 teardown() {
 	exec 7>&- || :
-	[ -z "${PID:-}" ] || kill -9 "$PID" 2>/dev/null || :
+	[ -z "${PID:-}" ] || kill "$PID" 2>/dev/null || :
 	[ -z "${CLIENT:-}" ] || wait "$CLIENT" 2>/dev/null || :
 }
 
