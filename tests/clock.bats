@@ -105,7 +105,11 @@ one() {
 	need strace
 	one
 	give
-	(cd "$T" && printf 'RETR 1\r\nDELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue -b \
+	(cd "$T" && {
+		printf 'RETR 1\r\nDELE 1\r\n'
+		sleep 1
+		printf 'QUIT\r\n'
+	} | "${AS[@]}" bin/dialogue \
 		strace -o trace -e trace=alarm,ppoll,unlinkat,sendto "$POP3" -P -t 700 -m M >out 2>log)
 	grep -q '^alarm(700)' "$T/trace"
 	# Off before the message is removed: the last alarm before is alarm(0).
