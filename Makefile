@@ -14,7 +14,7 @@ CPPFLAGS = -D_GNU_SOURCE
 LDFLAGS = -pie -Wl,-z,relro,-z,now
 LDLIBS = -lcrypt
 
-OBJECTS = pop3-handler.o account.o digest.o log.o maildir.o maildrop.o \
+OBJECTS = pop3-handler.o account.o digest.o journal.o log.o maildir.o maildrop.o \
 	mbox.o peer.o sandbox.o state.o wire.o
 TOOLS = tests/tools/dialogue tests/tools/crypt-log.so
 
@@ -28,8 +28,10 @@ pop3-handler: $(OBJECTS)
 
 account.o: account.h log.h
 digest.o: digest.h
+journal.o: digest.h journal.h log.h maildrop.h
 log.o: log.h
-maildir.o mbox.o: digest.h log.h maildrop.h
+maildir.o: digest.h log.h maildrop.h
+mbox.o: digest.h journal.h log.h maildrop.h
 maildrop.o: digest.h log.h maildrop.h state.h
 peer.o: peer.h
 pop3-handler.o: account.h digest.h log.h maildrop.h peer.h sandbox.h wire.h

@@ -51,6 +51,22 @@ read_at(int fd, char *to, size_t length, off_t at)
 }
 
 int
+stat_directory(const char *path, struct stat *st)
+{
+	char directory[PATH_MAX];
+	const char *slash = strrchr(path, '/');
+
+	if (slash == NULL)
+		return stat(".", st);
+	if ((size_t)snprintf(directory, sizeof(directory), "%.*s/",
+		(int)(slash - path), path) >= sizeof(directory)) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	return stat(directory, st);
+}
+
+int
 path_beside(const char *path, const char *prefix, const char *suffix, char *out,
     size_t room)
 {
@@ -126,8 +142,11 @@ lock_session(struct maildrop *md)
 {
 	char path[PATH_MAX];
 
-	if (md->format->state_path(md, path, sizeof(path)) == -1)
-		return maildrop_failed(md->path, "name of the state file");
+	if (md->format->state_path(md, path, sizeof(path)) == -1) {
+		log_warning(md->path, "no session lock: no place for one; see "
+				      "option -d");
+		return MAILDROP_OK;
+	}
 	if (state_lock(path, &md->lock) == STATE_HELD)
 		return MAILDROP_IN_USE;
 	return MAILDROP_OK;
@@ -159,16 +178,25 @@ maildrop_open_empty(struct maildrop *md)
 }
 
 enum maildrop_result
-maildrop_open(struct maildrop *md, const char *path)
+maildrop_open(
+    struct maildrop *md, const char *path, const struct maildrop_site *site)
 {
 	static char block[MAILDROP_BLOCK_OCTETS];
 	const struct maildrop_format *format;
 	enum maildrop_result result;
-	struct stat st;
+	struct stat st, directory;
 
 	maildrop_open_empty(md);
 	md->block = block;
+	md->site = site;
 	format = maildrop_stated_format(&path);
+	/* A symlink is followed only where nobody else could have put it. */
+	if (lstat(path, &st) == 0 && S_ISLNK(st.st_mode) &&
+	    (stat_directory(path, &directory) == -1 ||
+		directory.st_uid != geteuid())) {
+		log_error(path, "a symlink in a directory of another");
+		return MAILDROP_PERM;
+	}
 	/* Locks stand beside the real file, whatever leads to it. */
 	if (realpath(path, md->path) == NULL || stat(md->path, &st) == -1)
 		return errno == ENOENT || errno == ENOTDIR
@@ -360,23 +388,23 @@ maildrop_find(struct maildrop *md, unsigned n, struct stored *where)
 }
 
 enum maildrop_result
-maildrop_send(struct maildrop *md, struct stored *where, uint64_t lines,
-    maildrop_sink *sink, void *context)
+maildrop_send(struct maildrop *md, unsigned n, struct stored *where,
+    uint64_t lines, maildrop_sink *sink, void *context)
 {
 	struct top top = {.lines = lines};
 	enum maildrop_result result = MAILDROP_OK;
 	uint64_t done = 0;
 	size_t part, shown = 0;
-	ssize_t n = 0;
+	ssize_t got;
 
 	while (result == MAILDROP_OK && done < where->length) {
 		part = MAILDROP_BLOCK_OCTETS;
 		if (where->length - done < part)
 			part = (size_t)(where->length - done);
-		n = read_at(
+		got = read_at(
 		    where->fd, md->block, part, where->start + (off_t)done);
-		if (n < (ssize_t)part) {
-			if (n >= 0)
+		if (got < (ssize_t)part) {
+			if (got >= 0)
 				errno = EIO; /* shorter than it was */
 			result = maildrop_failed(md->path, "read");
 			break;
@@ -392,6 +420,8 @@ maildrop_send(struct maildrop *md, struct stored *where, uint64_t lines,
 	}
 	if (where->close)
 		close(where->fd);
+	if (result == MAILDROP_OK && md->format->sent != NULL)
+		result = md->format->sent(md, &md->table.row[n - 1]);
 	return result;
 }
 

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #include "digest.h"
@@ -40,10 +41,13 @@ enum message_flag {
 	MESSAGE_IN_NEW = 8,	/* Maildir: in new/, not cur/ */
 	MESSAGE_AMBIGUOUS = 16, /* Maildir: others have its base name */
 	MESSAGE_LINKED = 32,	/* Maildir: its file has two names */
-	MESSAGE_MISSED = 64,	/* Maildir: not seen in a listing */
-	MESSAGE_SEVERAL = 128,	/* Maildir: seen there more than once */
-	MESSAGE_GAP_LF = 256,	/* mbox: an empty line, LF, separates it */
-	MESSAGE_GAP_CRLF = 512	/* mbox: the same, CRLF */
+	MESSAGE_MISSED = 64,	/* not found again where others changed it */
+	MESSAGE_CHANGED = 1024, /* mbox: others changed its octets */
+	MESSAGE_UNBOUNDED =
+	    2048,	       /* mbox: a stranger follows; its end is unsure */
+	MESSAGE_SEVERAL = 128, /* Maildir: seen there more than once */
+	MESSAGE_GAP_LF = 256,  /* mbox: an empty line, LF, separates it */
+	MESSAGE_GAP_CRLF = 512 /* mbox: the same, CRLF */
 };
 #define MESSAGE_FLAGS 0xfffffU /* all that fit; keeps -Wconversion content */
 
@@ -79,6 +83,14 @@ struct maildrop_tally {
 	unsigned removed;
 	unsigned failed; /* marked, but not removed */
 	unsigned left;
+	bool unfinished; /* the next session goes on with the removal */
+};
+
+/* What the session knows of the place where maildrops are. */
+struct maildrop_site {
+	const char *side; /* a directory for state and journal of an mbox that
+			     stands in a spool, or NULL */
+	void (*group)(bool on); /* takes on the spool's group, or puts it off */
 };
 
 struct maildrop;
@@ -92,6 +104,9 @@ struct maildrop_format {
 	enum maildrop_result (*scan)(struct maildrop *md);
 	enum maildrop_result (*find)(
 	    struct maildrop *md, struct message *m, struct stored *where);
+	/* Whether what was sent from there was the message; may be NULL. */
+	enum maildrop_result (*sent)(
+	    struct maildrop *md, const struct message *m);
 	void (*name_id)(const struct message *m, char id[]); /* no digest */
 	enum maildrop_result (*update)(
 	    struct maildrop *md, struct maildrop_tally *tally);
@@ -102,7 +117,9 @@ extern const struct maildrop_format mbox_format, maildir_format;
 
 struct maildrop {
 	const struct maildrop_format *format; /* NULL: empty, nothing there */
+	const struct maildrop_site *site;
 	char path[PATH_MAX];
+	bool shared; /* it needs the spool's group */
 	struct message_table table;
 	unsigned count;	 /* messages not marked */
 	uint64_t octets; /* of those */
@@ -121,11 +138,13 @@ const struct maildrop_format *maildrop_stated_format(const char **path);
 /*
  * Opens the maildrop at `path`, which may begin with "maildir:" or "mbox:";
  * otherwise a directory is a Maildir and anything else an mbox. Looks at owner
- * and form and takes the session lock, but does not scan. A path where
+ * and form and takes the session lock, but does not scan. `site` is kept by
+ * reference. A path where
  * nothing exists is MAILDROP_VANISHED. On any result but MAILDROP_OK nothing
  * is kept, and the log has the reason.
  */
-enum maildrop_result maildrop_open(struct maildrop *md, const char *path);
+enum maildrop_result maildrop_open(
+    struct maildrop *md, const char *path, const struct maildrop_site *site);
 
 /* Makes `md` a maildrop without messages, for a user who has none. */
 void maildrop_open_empty(struct maildrop *md);
@@ -149,10 +168,11 @@ maildrop_find(struct maildrop *md, unsigned n, struct stored *where);
  * Gives the octets of a found message, as stored, to `sink`: header, empty
  * line and the first `lines` lines of the body, or with MAILDROP_ALL_LINES
  * everything. MAILDROP_OK, MAILDROP_STOPPED, or MAILDROP_TEMP where the
- * message could not be read to its end. Closes what was found.
+ * message could not be read to its end or somebody changed it meanwhile. Closes
+ * what was found.
  */
-enum maildrop_result maildrop_send(struct maildrop *md, struct stored *where,
-    uint64_t lines, maildrop_sink *sink, void *context);
+enum maildrop_result maildrop_send(struct maildrop *md, unsigned n,
+    struct stored *where, uint64_t lines, maildrop_sink *sink, void *context);
 
 /* Marks message `n` deleted, which it is not yet; unmarks all. */
 void maildrop_mark(struct maildrop *md, unsigned n);
@@ -187,6 +207,9 @@ enum maildrop_result maildrop_failed(const char *path, const char *what);
 /* pread(2) that is not cut short by signals: the octets read (less than
  * `length` only at the end of the file), or -1 with errno. */
 ssize_t read_at(int fd, char *to, size_t length, off_t at);
+
+/* stat(2) of the directory that `path` is in. */
+int stat_directory(const char *path, struct stat *st);
 
 /* Names the file next to `path` that is called `prefix` NAME `suffix`.
  * Returns 0, or -1 with errno ENAMETOOLONG. */

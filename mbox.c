@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "journal.h"
 #include "log.h"
 #include "maildrop.h"
 
@@ -24,6 +25,8 @@
 #define REFRESH_SECONDS 30  /* how often a dotlock of ours is touched */
 #define STALE_SECONDS 600   /* a stranger's dotlock this old is abandoned */
 #define TAG "pop3-handler " /* how a dotlock of ours begins */
+#define STRANGERS_MAX 64    /* unknown messages, then we stop to compare */
+#define UNSURE_SECONDS 2    /* a clock may tick as slowly as this */
 
 /* What tells one state of the file from another. */
 struct identity {
@@ -36,11 +39,17 @@ struct identity {
 static struct {
 	int fd; /* the one descriptor: closing any would drop the fcntl lock */
 	bool writable;
-	struct identity known; /* when its table was made */
+	bool shared; /* in a directory that is not the user's: a spool */
+	char state[PATH_MAX], journal[PATH_MAX]; /* empty: no place for them */
+
+	struct identity known; /* when its table was made or compared */
+	bool unsure;	       /* it may since have changed within one tick */
 	off_t end;	       /* where the last message of the table ends */
-	bool foreign;	       /* it holds other messages than the table now */
-	char dotlock_path[PATH_MAX]; /* empty while there is none of ours */
-	int dotlock;		     /* our dotlock, open for refreshing */
+	unsigned altered;      /* messages of the table that others changed */
+	bool lost; /* what stands at the path is not ours any more */
+
+	char dotlock_path[PATH_MAX];
+	int dotlock; /* our dotlock, open for refreshing, or -1 */
 	time_t refreshed;
 	bool warned; /* that there is no place for a dotlock */
 	sigset_t unlocked_signals;
@@ -187,29 +196,58 @@ same_identity(const struct identity *a, const struct identity *b)
 	       same_time(&a->changed, &b->changed);
 }
 
+/* Opens the file; without a trace in its atime, by which mail readers know
+ * new mail. */
+static int
+open_quietly(const char *path, int flags)
+{
+	int fd = -1;
+
+	flags |= O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+#ifdef O_NOATIME
+	fd = open(path, flags | O_NOATIME);
+	if (fd != -1 || errno != EPERM)
+		return fd;
+#endif
+	fd = open(path, flags);
+	return fd;
+}
+
+/* Remembers the file as it is. What changes again within the clock's tick
+ * would look the same. */
+static void
+know_file(const struct stat *st)
+{
+	time_t now = time(NULL) - UNSURE_SECONDS;
+
+	identify(st, &mbox.known);
+	mbox.unsure = st->st_mtime >= now || st->st_ctime >= now;
+}
+
 static enum maildrop_result
 open_file(struct maildrop *md)
 {
-	const int flags = O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+	const char *wrong = NULL;
 	struct stat st;
 
 	mbox.writable = true;
-	mbox.fd = open(md->path, O_RDWR | flags);
+	mbox.fd = open_quietly(md->path, O_RDWR);
 	if (mbox.fd == -1 && (errno == EACCES || errno == EROFS)) {
 		mbox.writable = false;
-		mbox.fd = open(md->path, O_RDONLY | flags);
+		mbox.fd = open_quietly(md->path, O_RDONLY);
 	}
 	if (mbox.fd == -1 || fstat(mbox.fd, &st) == -1)
 		return maildrop_failed(md->path, "open");
-	if (!S_ISREG(st.st_mode) || st.st_uid != geteuid()) {
-		log_error(md->path, "not a regular file of the user's");
-		return MAILDROP_PERM;
-	}
-	if ((uint64_t)st.st_size > MESSAGE_OCTETS_MAX) {
-		log_error(md->path, "too large");
-		return MAILDROP_PERM;
-	}
-	return MAILDROP_OK;
+	if (!S_ISREG(st.st_mode) || st.st_uid != geteuid())
+		wrong = "not a regular file of the user's";
+	else if (mbox.shared && st.st_nlink != 1)
+		wrong = "has more than one link";
+	else if ((uint64_t)st.st_size > MESSAGE_OCTETS_MAX)
+		wrong = "too large";
+	if (wrong == NULL)
+		return MAILDROP_OK;
+	log_error(md->path, "%s", wrong);
+	return MAILDROP_PERM;
 }
 
 /* The length of the From_ line that `at` must begin with, its LF included;
@@ -299,7 +337,7 @@ link_dotlock(
 }
 
 static enum lock_attempt
-take_dotlock(const struct maildrop *md)
+make_dotlock(const struct maildrop *md)
 {
 	enum lock_attempt attempt;
 	char lock[PATH_MAX], own[PATH_MAX], suffix[48];
@@ -330,18 +368,36 @@ take_dotlock(const struct maildrop *md)
 	return LOCKED;
 }
 
+/* In a spool, names are made and removed with its group, and nothing else. */
+static enum lock_attempt
+take_dotlock(const struct maildrop *md)
+{
+	enum lock_attempt attempt;
+
+	if (mbox.shared)
+		md->site->group(true);
+	attempt = make_dotlock(md);
+	if (mbox.shared)
+		md->site->group(false);
+	return attempt;
+}
+
 static void
-drop_dotlock(void)
+drop_dotlock(const struct maildrop *md)
 {
 	struct stat opened, named;
 
 	if (mbox.dotlock == -1)
 		return;
+	if (mbox.shared)
+		md->site->group(true);
 	/* If somebody took ours for stale, what stands there is theirs. */
 	if (fstat(mbox.dotlock, &opened) == 0 &&
 	    lstat(mbox.dotlock_path, &named) == 0 &&
 	    named.st_dev == opened.st_dev && named.st_ino == opened.st_ino)
 		unlink(mbox.dotlock_path);
+	if (mbox.shared)
+		md->site->group(false);
 	close(mbox.dotlock);
 	mbox.dotlock = -1;
 }
@@ -394,18 +450,18 @@ take_both(const struct maildrop *md)
 	attempt = take_fcntl_lock();
 	if (attempt != LOCKED) {
 		error = errno;
-		drop_dotlock();
+		drop_dotlock(md);
 		errno = error;
 	}
 	return attempt;
 }
 
 static void
-unlock_delivery(void)
+unlock_delivery(const struct maildrop *md)
 {
 	if (mbox.fd != -1)
 		drop_fcntl_lock();
-	drop_dotlock();
+	drop_dotlock(md);
 	sigprocmask(SIG_SETMASK, &mbox.unlocked_signals, NULL);
 }
 
@@ -425,13 +481,62 @@ follow_path(struct maildrop *md, bool *followed)
 	mbox.fd = -1;
 	*followed = true;
 	result = open_file(md);
-	mbox.foreign = result != MAILDROP_OK;
+	mbox.lost = result != MAILDROP_OK;
 	return result;
 }
 
+/* Says who holds the locks, as far as the system tells. */
+static void
+log_holder(const struct maildrop *md)
+{
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	char path[PATH_MAX];
+	struct stat st;
+
+	if (fcntl(mbox.fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK)
+		log_error(md->path, "locked for %d seconds by pid %ld",
+		    LOCK_SECONDS, (long)lock.l_pid);
+	else if (path_beside(md->path, "", ".lock", path, sizeof(path)) == 0 &&
+		 lstat(path, &st) == 0)
+		log_error(path, "there for %d seconds, made by uid %lu",
+		    LOCK_SECONDS, (unsigned long)st.st_uid);
+	else
+		log_error(
+		    md->path, "locked by others for %d seconds", LOCK_SECONDS);
+}
+
+static void
+set_journal(struct maildrop *md, struct journal *j)
+{
+	memset(j, 0, sizeof(*j));
+	j->path = mbox.journal;
+	j->mbox_path = md->path;
+	j->mbox = mbox.fd;
+	j->block = md->block;
+	j->block_octets = MAILDROP_BLOCK_OCTETS;
+	j->refresh = refresh_dotlock;
+}
+
+/* Finishes an UPDATE that was stopped, before anybody looks at the file. */
+static enum maildrop_result
+recover(struct maildrop *md)
+{
+	struct journal j;
+
+	if (mbox.journal[0] == '\0')
+		return MAILDROP_OK;
+	if (!mbox.writable && access(mbox.journal, F_OK) == 0) {
+		log_error(md->path, "not writable, but an UPDATE is to finish");
+		return MAILDROP_PERM;
+	}
+	set_journal(md, &j);
+	return journal_recover(&j) == JOURNAL_OK ? MAILDROP_OK : MAILDROP_TEMP;
+}
+
 /*
- * Takes the delivery locks, waiting up to LOCK_SECONDS. No signal may end us
- * while we hold them: that would stop deliveries for minutes.
+ * Takes the delivery locks, waiting up to LOCK_SECONDS, and finishes what an
+ * earlier session has left. No signal may end us while we hold them: that
+ * would stop deliveries for minutes.
  */
 static enum maildrop_result
 lock_delivery(struct maildrop *md)
@@ -451,19 +556,20 @@ lock_delivery(struct maildrop *md)
 		if (attempt == FAILED) {
 			result = maildrop_failed(md->path, "lock");
 		} else if (attempt == BUSY) {
-			log_error(md->path, "locked by another for %d seconds",
-			    LOCK_SECONDS);
+			log_holder(md);
 			result = MAILDROP_TEMP;
 		} else {
 			/* Somebody may have renamed a new file over it while
 			 * we waited for the lock on the old one. */
 			result = follow_path(md, &followed);
 			if (followed)
-				drop_dotlock();
+				drop_dotlock(md);
 		}
 	}
+	if (result == MAILDROP_OK)
+		result = recover(md);
 	if (result != MAILDROP_OK)
-		unlock_delivery();
+		unlock_delivery(md);
 	return result;
 }
 
@@ -473,10 +579,12 @@ enum line_kind { LINE_TEXT, LINE_EMPTY_LF, LINE_EMPTY_CRLF };
 
 struct scan {
 	struct maildrop *md;
-	bool compares; /* with the table, instead of making it */
-	bool differs;  /* a message of the table is not there as it was */
-	unsigned seen; /* messages begun */
-	off_t end;     /* of the messages that the table has */
+	bool compares;		/* with the table, instead of making it */
+	unsigned next;		/* the row that comes next, comparing */
+	struct message *placed; /* the row found last */
+	unsigned strangers;	/* messages without a row since then */
+	unsigned altered;	/* messages that are not as they were */
+	off_t end;		/* of the messages that the table has */
 
 	struct meter meter;
 	struct message present; /* the row of the message the scan is in */
@@ -514,43 +622,87 @@ is_internal_record(const char *p, const char *end)
 }
 
 /*
- * Compares the present message with its row. Behind a header without an empty
- * line, the one that separates it from a message delivered since looks like
- * the end of the header: it is still the same message, and that is a gap.
+ * Gives a row the place of its message. What a reader does to the header
+ * (Status) changes its octets, which were announced: it can be removed, but
+ * not be sent. Behind a header without an empty line, the one that separates
+ * it from a message delivered since looks like the end of the header: that is
+ * a gap.
  */
-static bool
-still_same(struct scan *scan, struct message *row, unsigned gap)
+static void
+place_row(struct scan *scan, struct message *row, unsigned gap)
 {
+	const unsigned placed = MESSAGE_MISSED | MESSAGE_CHANGED |
+				MESSAGE_UNBOUNDED | MESSAGE_GAP_LF |
+				MESSAGE_GAP_CRLF;
 	const struct message *now = &scan->present;
-	const unsigned gaps = MESSAGE_GAP_LF | MESSAGE_GAP_CRLF;
 
-	if (now->place != row->place ||
-	    memcmp(now->of.digest, row->of.digest, DIGEST_OCTETS) != 0)
-		return false;
 	if (now->octets == row->octets + 2 && scan->meter.body_octets == 0)
 		gap = scan->previous == LINE_EMPTY_LF ? MESSAGE_GAP_LF
 						      : MESSAGE_GAP_CRLF;
-	else if (now->octets != row->octets)
-		return false;
-	row->flags &= ~gaps & MESSAGE_FLAGS;
+	else if (now->octets != row->octets) {
+		gap |= MESSAGE_CHANGED;
+		scan->altered++;
+	}
+	row->place = now->place;
+	row->flags &= ~placed & MESSAGE_FLAGS;
 	row->flags |= gap & MESSAGE_FLAGS;
-	return true;
+}
+
+/* The rows that come before `n` and were not found are not there. */
+static void
+miss_rows(struct scan *scan, unsigned n)
+{
+	for (; scan->next < n; scan->next++) {
+		scan->md->table.row[scan->next].flags |= MESSAGE_MISSED;
+		scan->altered++;
+	}
+}
+
+/*
+ * Finds the row of the present message: the next one with its digest. Others
+ * deliver behind the last, and readers take messages away or rewrite them. A
+ * message without a row is none of ours; where one follows a row of ours, only
+ * that row's end is not known.
+ */
+static void
+match_row(struct scan *scan, unsigned gap)
+{
+	struct message_table *table = &scan->md->table;
+	unsigned n = scan->next;
+
+	while (scan->strangers < STRANGERS_MAX && n < table->count &&
+	       memcmp(table->row[n].of.digest, scan->present.of.digest,
+		   DIGEST_OCTETS) != 0)
+		n++;
+	if (n == table->count || scan->strangers == STRANGERS_MAX) {
+		if (scan->strangers++ == 0)
+			scan->end = (off_t)scan->present.place;
+		if (scan->strangers > STRANGERS_MAX)
+			scan->strangers = STRANGERS_MAX;
+		return;
+	}
+	if (scan->strangers > 0 && scan->placed != NULL) {
+		scan->placed->flags |= MESSAGE_UNBOUNDED;
+		scan->altered++;
+	}
+	scan->strangers = 0;
+	miss_rows(scan, n);
+	place_row(scan, &table->row[n], gap);
+	scan->placed = &table->row[n];
+	scan->next = n + 1;
 }
 
 /* Puts the present message into the table, or compares it. */
 static enum maildrop_result
 use_message(struct scan *scan, unsigned gap)
 {
-	struct message_table *table = &scan->md->table;
 	struct message *row;
 
 	if (scan->compares) {
-		if (scan->seen <= table->count &&
-		    !still_same(scan, &table->row[scan->seen - 1], gap))
-			scan->differs = true;
+		match_row(scan, gap);
 		return MAILDROP_OK;
 	}
-	row = message_add(table);
+	row = message_add(&scan->md->table);
 	if (row == NULL) {
 		errno = ENOMEM;
 		return maildrop_failed(scan->md->path, "scan");
@@ -595,8 +747,6 @@ start_message(struct scan *scan, const char *from, size_t length,
 	scan->in_message = true;
 	scan->previous = LINE_TEXT;
 	scan->hidden = place == 0 && is_internal_record(from + length, end);
-	if (!scan->hidden && scan->seen++ == scan->md->table.count)
-		scan->end = place;
 	memset(&scan->present, 0, sizeof(scan->present));
 	scan->present.place = (uint64_t)place & MESSAGE_OCTETS_MAX;
 	meter_start(&scan->meter, true);
@@ -659,19 +809,23 @@ scan_block(struct scan *scan, const char *block, size_t length, off_t at,
 	return MAILDROP_OK;
 }
 
-/* Makes the table of the file as it is now, under the delivery locks; or, if
- * it `compares`, makes sure that what the table has stands there first. */
+/*
+ * Makes the table of the file as it is now, under the delivery locks; or, if
+ * it `compares`, finds the messages of the table again, from row `first` on,
+ * of which the place is known.
+ */
 static enum maildrop_result
-scan_file(struct maildrop *md, bool compares)
+scan_file(struct maildrop *md, bool compares, unsigned first)
 {
-	struct scan scan = {
-	    .md = md, .compares = compares, .previous = LINE_EMPTY_LF};
+	struct scan scan = {.md = md,
+	    .compares = compares,
+	    .next = first,
+	    .previous = LINE_EMPTY_LF};
 	enum maildrop_result result = MAILDROP_OK;
 	size_t held = 0, part, used;
-	off_t at = 0; /* of the block in the file */
+	off_t at = first == 0 ? 0 : (off_t)md->table.row[first].place;
 	struct stat st;
 	off_t size;
-	ssize_t n;
 
 	if (fstat(mbox.fd, &st) == -1)
 		return maildrop_failed(md->path, "stat");
@@ -681,12 +835,10 @@ scan_file(struct maildrop *md, bool compares)
 		part = MAILDROP_BLOCK_OCTETS - held;
 		if (size - at - (off_t)held < (off_t)part)
 			part = (size_t)(size - at) - held;
-		n = read_at(mbox.fd, md->block + held, part, at + (off_t)held);
-		if (n < (ssize_t)part) {
-			if (n >= 0)
-				errno = EIO;
+		errno = EIO; /* what a file that is shorter now comes to */
+		if (read_at(mbox.fd, md->block + held, part,
+			at + (off_t)held) != (ssize_t)part)
 			return maildrop_failed(md->path, "read");
-		}
 		held += part;
 		result = scan_block(&scan, md->block, held, at,
 		    at + (off_t)held == size, &used);
@@ -701,15 +853,19 @@ scan_file(struct maildrop *md, bool compares)
 		at += (off_t)used;
 	}
 	result = finish_message(&scan);
-	if (result == MAILDROP_OK && compares &&
-	    (scan.differs || scan.seen < md->table.count)) {
-		log_error(md->path, "changed by another during the session");
-		mbox.foreign = true;
-		return MAILDROP_TEMP;
-	}
-	identify(&st, &mbox.known);
-	mbox.end = compares ? scan.end : size;
-	return result;
+	if (result != MAILDROP_OK)
+		return result;
+	if (compares)
+		miss_rows(&scan, md->table.count);
+	if (scan.strangers == 0)
+		scan.end = size;
+	if (scan.altered > mbox.altered)
+		log_warning(md->path, "another changed %u messages meanwhile",
+		    scan.altered);
+	mbox.altered = scan.altered;
+	know_file(&st);
+	mbox.end = scan.end;
+	return MAILDROP_OK;
 }
 
 static enum maildrop_result
@@ -720,15 +876,70 @@ mbox_scan(struct maildrop *md)
 	result = lock_delivery(md);
 	if (result != MAILDROP_OK)
 		return result;
-	result = scan_file(md, false);
-	unlock_delivery();
+	result = scan_file(md, false, 0);
+	unlock_delivery(md);
 	return result;
 }
 
 static int
 mbox_state_path(const struct maildrop *md, char *out, size_t room)
 {
-	return path_beside(md->path, ".", ".pop3-state", out, room);
+	(void)md;
+	return (size_t)snprintf(out, room, "%s", mbox.state) < room &&
+		       *out != '\0'
+		   ? 0
+		   : -1;
+}
+
+/* Whether `path` is a directory where nobody else can put things. */
+static bool
+is_private(const char *path)
+{
+	struct stat st;
+
+	if (mkdir(path, 0700) == -1 && errno != EEXIST) {
+		log_warning(path, "option -d: %s", strerror(errno));
+		return false;
+	}
+	if (lstat(path, &st) == 0 && S_ISDIR(st.st_mode) &&
+	    st.st_uid == geteuid() && (st.st_mode & (S_IWGRP | S_IWOTH)) == 0)
+		return true;
+	log_warning(path, "option -d: not a directory of the user's alone");
+	return false;
+}
+
+/*
+ * State and journal stand beside the mbox where its directory is the user's,
+ * who may make files there. In a spool they do not: others could tamper with
+ * them, and we could not always make them.
+ */
+static enum maildrop_result
+choose_places(struct maildrop *md)
+{
+	char elsewhere[PATH_MAX];
+	const char *beside = md->path;
+	struct stat st;
+
+	if (stat_directory(md->path, &st) == -1)
+		return maildrop_failed(md->path, "directory");
+	mbox.shared = st.st_uid != geteuid();
+	if (mbox.shared || (st.st_mode & S_IWUSR) == 0) {
+		if (md->site->side == NULL || !is_private(md->site->side))
+			return MAILDROP_OK;
+		if ((size_t)snprintf(elsewhere, sizeof(elsewhere), "%s%s",
+			md->site->side,
+			strrchr(md->path, '/')) >= sizeof(elsewhere)) {
+			errno = ENAMETOOLONG;
+			return maildrop_failed(md->site->side, "option -d");
+		}
+		beside = elsewhere;
+	}
+	if (path_beside(beside, ".", ".pop3-state", mbox.state,
+		sizeof(mbox.state)) == -1 ||
+	    path_beside(beside, ".", ".pop3-journal", mbox.journal,
+		sizeof(mbox.journal)) == -1)
+		return maildrop_failed(beside, "state file");
+	return MAILDROP_OK;
 }
 
 static enum maildrop_result
@@ -738,9 +949,12 @@ mbox_open(struct maildrop *md)
 	struct stat st;
 	ssize_t from;
 
-	result = open_file(md);
+	result = choose_places(md);
+	if (result == MAILDROP_OK)
+		result = open_file(md);
 	if (result != MAILDROP_OK)
 		return result;
+	md->shared = mbox.shared;
 	from = from_line_at(mbox.fd, 0);
 	if (from == -1 || fstat(mbox.fd, &st) == -1)
 		return maildrop_failed(md->path, "read");
@@ -762,21 +976,73 @@ mbox_close(struct maildrop *md)
 
 /* ---- What others do to the file during the session ---- */
 
-/* Whether the file is just as when its table was made. */
+/* What keeps a message from being sent, and from being removed. */
+#define UNSENDABLE (MESSAGE_MISSED | MESSAGE_UNBOUNDED | MESSAGE_CHANGED)
+#define UNREMOVABLE (MESSAGE_MISSED | MESSAGE_UNBOUNDED)
+
+enum change { CHANGE_NONE, CHANGE_SMALL, CHANGE_ANY };
+
+/* How the file may have changed since we knew it: at most by deliveries, or
+ * within one tick of the clock, or in any way. */
 static enum maildrop_result
-unchanged(struct maildrop *md, bool *same)
+look(struct maildrop *md, enum change *change)
 {
 	struct identity now;
 	struct stat st;
 
-	*same = false;
-	if (mbox.foreign)
+	*change = CHANGE_ANY;
+	if (mbox.lost)
 		return MAILDROP_TEMP;
 	if (stat(md->path, &st) == -1)
 		return maildrop_failed(md->path, "stat");
 	identify(&st, &now);
-	*same = same_identity(&now, &mbox.known);
+	if (same_identity(&now, &mbox.known))
+		*change = mbox.unsure ? CHANGE_SMALL : CHANGE_NONE;
+	else if (now.device == mbox.known.device &&
+		 now.inode == mbox.known.inode && now.size > mbox.known.size)
+		*change = CHANGE_SMALL;
 	return MAILDROP_OK;
+}
+
+/* Whether there is a From_ line at every place of the table. `last` gets the
+ * last row that has one. */
+static bool
+places_hold(const struct maildrop *md, unsigned *last)
+{
+	unsigned i;
+
+	*last = 0;
+	for (i = 0; i < md->table.count; i++) {
+		if ((md->table.row[i].flags & MESSAGE_MISSED) != 0)
+			continue;
+		if (from_line_at(mbox.fd, (off_t)md->table.row[i].place) <= 0)
+			return false;
+		*last = i;
+	}
+	return true;
+}
+
+/*
+ * Finds the messages again, under the delivery locks. Where the file can only
+ * have grown, it is enough that every From_ line stands where it stood, and
+ * that what follows the last of them is the same.
+ */
+static enum maildrop_result
+compare_file(struct maildrop *md, enum change change)
+{
+	enum maildrop_result result;
+	unsigned last;
+
+	if (change == CHANGE_NONE)
+		return MAILDROP_OK;
+	if (change == CHANGE_SMALL && md->table.count > 0 &&
+	    places_hold(md, &last)) {
+		result = scan_file(md, true, last);
+		if (result != MAILDROP_OK ||
+		    (md->table.row[last].flags & MESSAGE_MISSED) == 0)
+			return result;
+	}
+	return scan_file(md, true, 0);
 }
 
 /* Makes sure that the table still tells where our messages are. */
@@ -784,20 +1050,32 @@ static enum maildrop_result
 verify_table(struct maildrop *md)
 {
 	enum maildrop_result result;
-	bool same;
+	enum change change;
 
-	result = unchanged(md, &same);
-	if (result != MAILDROP_OK || same)
+	result = look(md, &change);
+	if (result != MAILDROP_OK || change == CHANGE_NONE)
 		return result;
 	result = lock_delivery(md);
 	if (result != MAILDROP_OK)
 		return result;
-	result = scan_file(md, true);
-	unlock_delivery();
+	result = look(md, &change);
+	if (result == MAILDROP_OK)
+		result = compare_file(md, change);
+	unlock_delivery(md);
 	return result;
 }
 
-/* Where the messages from `n` (counted from 0) on begin. */
+/* The next row from `n` (counted from 0) on that is in the file. */
+static unsigned
+next_row(const struct maildrop *md, unsigned n)
+{
+	while (n < md->table.count &&
+	       (md->table.row[n].flags & MESSAGE_MISSED) != 0)
+		n++;
+	return n;
+}
+
+/* Where row `n` begins, or the last message ends. */
 static off_t
 place_of(const struct maildrop *md, unsigned n)
 {
@@ -808,18 +1086,19 @@ static enum maildrop_result
 mbox_find(struct maildrop *md, struct message *m, struct stored *where)
 {
 	enum maildrop_result result = verify_table(md);
-	off_t end;
+	unsigned n = (unsigned)(m - md->table.row);
 	ssize_t from;
+	off_t end;
 
 	if (result != MAILDROP_OK)
 		return result;
+	if ((m->flags & UNSENDABLE) != 0)
+		return MAILDROP_TEMP;
+	errno = EIO;
 	from = from_line_at(mbox.fd, (off_t)m->place);
-	if (from <= 0) {
-		if (from == 0)
-			errno = EIO;
+	if (from <= 0)
 		return maildrop_failed(md->path, "read");
-	}
-	end = place_of(md, (unsigned)(m - md->table.row) + 1);
+	end = place_of(md, next_row(md, n + 1));
 	if ((m->flags & MESSAGE_GAP_LF) != 0)
 		end -= 1;
 	else if ((m->flags & MESSAGE_GAP_CRLF) != 0)
@@ -831,108 +1110,120 @@ mbox_find(struct maildrop *md, struct message *m, struct stored *where)
 	return MAILDROP_OK;
 }
 
+/* Nobody is kept from rewriting the file while we send from it: whether a
+ * message that was sent is still there says whether it was what we sent. */
+static enum maildrop_result
+mbox_sent(struct maildrop *md, const struct message *m)
+{
+	uint64_t place = m->place;
+	enum maildrop_result result;
+	enum change change;
+
+	result = look(md, &change);
+	if (result == MAILDROP_OK && change != CHANGE_NONE)
+		result = verify_table(md);
+	if (result != MAILDROP_OK)
+		return result;
+	return m->place == place && (m->flags & UNSENDABLE) == 0
+		   ? MAILDROP_OK
+		   : MAILDROP_TEMP;
+}
+
 /* ---- UPDATE ---- */
 
-static int
-write_at(int fd, const char *from, size_t length, off_t at)
+/* Whether row `n` is to go, and it is certain what that is. */
+static bool
+is_deleted(const struct maildrop *md, unsigned n)
 {
-	size_t done = 0;
-	ssize_t n;
+	unsigned flags = md->table.row[n].flags;
 
-	while (done < length) {
-		n = pwrite(fd, from + done, length - done, at + (off_t)done);
-		if (n == -1 && errno == EINTR)
-			continue;
-		if (n == -1)
-			return -1;
-		done += (size_t)n;
-	}
-	return 0;
+	return (flags & MESSAGE_DELETED) != 0 && (flags & UNREMOVABLE) == 0;
 }
 
-/* Moves the octets [from, end) of the file down to `to`, front to back. */
-static int
-move_down(struct maildrop *md, off_t from, off_t end, off_t to)
+/* Cuts the file at `size`: all that UPDATE is where nothing stays behind. */
+static enum maildrop_result
+cut_tail(struct maildrop *md, off_t size)
 {
-	size_t part;
-	ssize_t n;
-
-	while (from < end) {
-		refresh_dotlock();
-		part = MAILDROP_BLOCK_OCTETS;
-		if (end - from < (off_t)part)
-			part = (size_t)(end - from);
-		n = read_at(mbox.fd, md->block, part, from);
-		if (n >= 0 && n < (ssize_t)part)
-			errno = EIO;
-		if (n < (ssize_t)part ||
-		    write_at(mbox.fd, md->block, part, to) == -1)
-			return -1;
-		from += (off_t)part;
-		to += (off_t)part;
-	}
-	return 0;
+	if (ftruncate(mbox.fd, size) == -1 || fsync(mbox.fd) == -1)
+		return maildrop_failed(md->path, "cut");
+	return MAILDROP_OK;
 }
 
-/*
- * The rewrite: takes the marked messages out of the file, whose octets from
- * mbox.end to `size` were delivered since and stay. Nothing moves where all
- * is deleted or only a tail of it.
- */
-static int
-close_holes(struct maildrop *md, off_t size)
+/* What stays behind the first hole moves down, under a journal. */
+static enum journal_result
+close_holes(struct maildrop *md, unsigned hole, off_t size, uint64_t moving)
 {
-	const struct message *row = md->table.row;
-	unsigned i, first = 0, after;
-	off_t to;
+	enum journal_result result;
+	struct journal j;
+	unsigned n, next;
 
-	while ((row[first].flags & MESSAGE_DELETED) == 0)
-		first++;
-	to = place_of(md, first);
-	for (i = first; i < md->table.count; i = after) {
-		for (after = i; after < md->table.count &&
-				(row[after].flags & MESSAGE_DELETED) ==
-				    (row[i].flags & MESSAGE_DELETED);
-		     after++)
-			continue;
-		if ((row[i].flags & MESSAGE_DELETED) != 0)
-			continue;
-		if (move_down(md, place_of(md, i), place_of(md, after), to) ==
-		    -1)
-			return -1;
-		to += place_of(md, after) - place_of(md, i);
+	set_journal(md, &j);
+	result = journal_begin(&j, place_of(md, hole), moving);
+	for (n = hole; result == JOURNAL_OK && n < md->table.count; n = next) {
+		next = next_row(md, n + 1);
+		if (!is_deleted(md, n))
+			result = journal_keep(
+			    &j, place_of(md, n), place_of(md, next));
 	}
-	if (move_down(md, mbox.end, size, to) == -1)
-		return -1;
-	to += size - mbox.end;
-	if (fsync(mbox.fd) == -1 || ftruncate(mbox.fd, to) == -1)
-		return -1;
-	return fsync(mbox.fd);
+	if (result == JOURNAL_OK)
+		result = journal_keep(&j, mbox.end, size);
+	return result == JOURNAL_OK ? journal_finish(&j) : result;
+}
+
+/* Takes the marked messages out of the file, whose octets from mbox.end to
+ * `size` were delivered since and stay. */
+static enum maildrop_result
+remove_marked(struct maildrop *md, off_t size, struct maildrop_tally *tally)
+{
+	uint64_t moving = (uint64_t)(size - mbox.end);
+	unsigned n, next, hole = md->table.count;
+	enum journal_result result;
+
+	for (n = next_row(md, 0); n < md->table.count; n = next) {
+		next = next_row(md, n + 1);
+		if (is_deleted(md, n) && hole == md->table.count)
+			hole = n;
+		else if (!is_deleted(md, n) && hole < md->table.count)
+			moving +=
+			    (uint64_t)(place_of(md, next) - place_of(md, n));
+	}
+	if (hole == md->table.count)
+		return MAILDROP_OK;
+	if (moving == 0)
+		return cut_tail(md, place_of(md, hole));
+	if (mbox.journal[0] == '\0') {
+		log_error(md->path, "no place for a journal: see option -d");
+		return MAILDROP_PERM;
+	}
+	result = close_holes(md, hole, size, moving);
+	tally->unfinished = result == JOURNAL_UNFINISHED;
+	return result == JOURNAL_OK ? MAILDROP_OK : MAILDROP_TEMP;
 }
 
 static enum maildrop_result
-update_locked(struct maildrop *md)
+update_locked(struct maildrop *md, struct maildrop_tally *tally)
 {
 	enum maildrop_result result;
+	enum change change;
 	struct stat st;
-	bool same;
 
-	result = unchanged(md, &same);
-	if (result == MAILDROP_OK && !same)
-		result = scan_file(md, true);
+	result = look(md, &change);
+	/* Never by the clock alone, and with any doubt every message is read
+	 * again: what goes must be what the client saw. */
+	change = change == CHANGE_NONE ? CHANGE_SMALL : CHANGE_ANY;
+	if (result == MAILDROP_OK)
+		result = compare_file(md, change);
 	if (result != MAILDROP_OK)
 		return result;
 	if (fstat(mbox.fd, &st) == -1)
 		return maildrop_failed(md->path, "stat");
-	if (close_holes(md, st.st_size) == -1)
-		return maildrop_failed(md->path, "UPDATE");
-	return MAILDROP_OK;
+	return remove_marked(md, st.st_size, tally);
 }
 
 static enum maildrop_result
 mbox_update(struct maildrop *md, struct maildrop_tally *tally)
 {
-	unsigned marked = md->table.count - md->count;
+	unsigned n, marked = md->table.count - md->count, removed = 0;
 	enum maildrop_result result;
 
 	if (marked == 0)
@@ -945,13 +1236,16 @@ mbox_update(struct maildrop *md, struct maildrop_tally *tally)
 	result = lock_delivery(md);
 	if (result != MAILDROP_OK)
 		return result;
-	result = update_locked(md);
-	unlock_delivery();
-	if (result == MAILDROP_OK) {
-		tally->removed = marked;
-		tally->failed = 0;
-	}
-	return result;
+	result = update_locked(md, tally);
+	unlock_delivery(md);
+	if (result != MAILDROP_OK)
+		return result;
+	/* Whether those that were not found are gone, nobody knows. */
+	for (n = 0; n < md->table.count; n++)
+		removed += is_deleted(md, n);
+	tally->removed = removed;
+	tally->failed = marked - removed;
+	return tally->failed == 0 ? MAILDROP_OK : MAILDROP_TEMP;
 }
 
 const struct maildrop_format mbox_format = {
@@ -960,6 +1254,7 @@ const struct maildrop_format mbox_format = {
     .open = mbox_open,
     .scan = mbox_scan,
     .find = mbox_find,
+    .sent = mbox_sent,
     .update = mbox_update,
     .close = mbox_close,
 };

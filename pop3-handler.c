@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -44,11 +45,14 @@ static struct {
 		bool literal; /* as it stands, not a template */
 	} maildrop[MAILDROPS_MAX];
 	unsigned maildrops;
+	const char *side;      /* -d */
 	bool preauthenticated; /* -P */
 	unsigned autologout;   /* -t, seconds */
 	const char *front;     /* -u */
 	char host[HOST_OCTETS + 1];
-} options = {.autologout = AUTOLOGOUT_SECONDS, .front = "nobody"};
+} options = {.side = "%h/.pop3-handler",
+    .autologout = AUTOLOGOUT_SECONDS,
+    .front = "nobody"};
 
 /* How a session ended; for the log. */
 enum reason {
@@ -363,13 +367,13 @@ do_uidl(char *argument)
 
 /* Sends message `n` or its top, once the reply can no longer be -ERR. */
 static void
-send_message(struct stored *where, uint64_t lines)
+send_message(unsigned n, struct stored *where, uint64_t lines)
 {
 	enum maildrop_result result;
 
 	wire_message_begin();
-	result =
-	    maildrop_send(&session.maildrop, where, lines, wire_message, NULL);
+	result = maildrop_send(
+	    &session.maildrop, n, where, lines, wire_message, NULL);
 	if (result == MAILDROP_OK) {
 		wire_message_end();
 		return;
@@ -396,7 +400,7 @@ do_retr(char *argument)
 	}
 	wire_ok("%llu octets",
 	    (unsigned long long)session.maildrop.table.row[n - 1].octets);
-	send_message(&where, MAILDROP_ALL_LINES);
+	send_message(n, &where, MAILDROP_ALL_LINES);
 	session.retrieved++;
 }
 
@@ -423,7 +427,7 @@ do_top(char *argument)
 		return;
 	}
 	wire_ok("top of message follows");
-	send_message(&where, count);
+	send_message(n, &where, count);
 }
 
 static void
@@ -476,8 +480,9 @@ do_quit(char *argument)
 	else
 		wire_err("[SYS/%s] %s",
 		    result == MAILDROP_PERM ? "PERM" : "TEMP",
-		    tally->removed == 0 ? "nothing removed"
-					: "some deleted messages not removed");
+		    tally->removed == 0 && !tally->unfinished
+			? "nothing removed"
+			: "some deleted messages not removed");
 }
 
 /* ---- Commands ---- */
@@ -686,19 +691,29 @@ maildrop_path(unsigned i, const struct account *account, char path[PATH_MAX])
 static enum maildrop_result
 open_maildrop(const struct account *account)
 {
+	static struct maildrop_site site = {.group = sandbox_group};
+	static char side[PATH_MAX];
 	enum maildrop_result result = MAILDROP_VANISHED;
 	char path[PATH_MAX];
 	unsigned i;
 
+	if (account_expand(options.side, account, side, sizeof(side)) == 0)
+		site.side = side;
 	for (i = 0; result == MAILDROP_VANISHED && i < options.maildrops; i++) {
 		result = maildrop_path(i, account, path);
 		if (result == MAILDROP_OK)
-			result = maildrop_open(&session.maildrop, path);
+			result = maildrop_open(&session.maildrop, path, &site);
 	}
-	if (result != MAILDROP_VANISHED)
-		return result;
-	maildrop_open_empty(&session.maildrop);
-	return MAILDROP_OK;
+	if (result == MAILDROP_VANISHED) {
+		maildrop_open_empty(&session.maildrop);
+		result = MAILDROP_OK;
+	}
+	/* The spool's group is for those whose maildrop is in the spool. */
+	if (!session.maildrop.shared && sandbox_forget_group() == -1) {
+		log_error("group", "cannot be given up: %s", strerror(errno));
+		return MAILDROP_PERM;
+	}
+	return result;
 }
 
 static void
@@ -765,8 +780,8 @@ run_front(int monitor, pid_t parent, const struct passwd *user)
 {
 	char record[2] = {RECORD_ENDED};
 
-	if ((user != NULL &&
-		sandbox_become(user->pw_uid, user->pw_gid) == -1) ||
+	if ((user != NULL && sandbox_become(user->pw_uid, user->pw_gid,
+				 user->pw_gid) == -1) ||
 	    sandbox_die_with(parent) == -1)
 		_exit(EX_OSERR);
 	session.monitor = monitor;
@@ -919,6 +934,15 @@ front_user(void)
 	return user;
 }
 
+/* The group with which names are made in a shared spool; `own` without one. */
+static gid_t
+spool_group(gid_t own)
+{
+	const struct group *mail = geteuid() == 0 ? getgrnam("mail") : NULL;
+
+	return mail != NULL ? mail->gr_gid : own;
+}
+
 /* A session with login: AUTHORIZATION in the front, the rest here. */
 static int
 run_login(void)
@@ -955,7 +979,8 @@ run_login(void)
 	}
 	end_front(&front);
 	log_user(account.name);
-	if (sandbox_become(account.uid, account.gid) == -1) {
+	if (sandbox_become(
+		account.uid, account.gid, spool_group(account.gid)) == -1) {
 		log_error(account.name, "cannot become the user: %s",
 		    strerror(errno));
 		refuse_session(MAILDROP_PERM);
@@ -1004,7 +1029,8 @@ become_owner(struct account *account)
 		account->gid = pw != NULL ? pw->pw_gid : st.st_gid;
 		if (pw != NULL)
 			log_user(pw->pw_name);
-		if (sandbox_become(account->uid, account->gid) == 0)
+		if (sandbox_become(account->uid, account->gid,
+			spool_group(account->gid)) == 0)
 			return 0;
 		log_error("-P", "cannot become the owner of the maildrop: %s",
 		    strerror(errno));
@@ -1051,9 +1077,10 @@ usage(const char *option, const char *wrong)
 			log_error(option, "%s", wrong);
 	}
 	fprintf(stderr,
-	    "usage: pop3-handler -a file [-h name] [-m maildrop]... "
+	    "usage: pop3-handler -a file [-d dir] [-h name] [-m maildrop]... "
 	    "[-t seconds] [-u user]\n"
-	    "       pop3-handler -P [-h name] [-m maildrop]... [-t seconds]\n"
+	    "       pop3-handler -P [-d dir] [-h name] [-m maildrop]... "
+	    "[-t seconds]\n"
 	    "       pop3-handler -V\n");
 	exit(EX_USAGE);
 }
@@ -1138,10 +1165,15 @@ read_options(int argc, char **argv)
 	int option;
 
 	opterr = 0;
-	while ((option = getopt(argc, argv, "a:h:m:Pt:u:V")) != -1)
+	while ((option = getopt(argc, argv, "a:d:h:m:Pt:u:V")) != -1)
 		switch (option) {
 		case 'a':
 			options.accounts = optarg;
+			break;
+		case 'd':
+			if (*optarg == '\0' || !account_template_valid(optarg))
+				usage("-d", "not a path or template");
+			options.side = optarg;
 			break;
 		case 'h':
 			set_host(optarg);

@@ -189,7 +189,7 @@ ids() {
 	hang_up
 	expect "$HELLO"'+OK message 1 deleted\r\n-ERR [SYS/TEMP] the maildrop cannot be used now\r\n-ERR [SYS/TEMP] nothing removed\r\n'
 	holds "From z $D\nSubject: other\n\nother\n\n"
-	logged 'changed by another during the session'
+	[ "$(grep -c 'text="another changed 3 messages meanwhile"' "$T/log")" = 1 ]
 }
 
 @test "an mbox that another replaced by a copy with the same mail is served on" {
@@ -258,10 +258,175 @@ ids() {
 	mv "$T/B" "$T/spool/B"
 	give
 	chmod 555 "$T/spool"
-	say 'STAT\r\nDELE 1\r\nQUIT\r\n' -m spool/B
+	say 'STAT\r\nDELE 1\r\nQUIT\r\n' -m spool/B -d "$T/side"
 	chmod 755 "$T/spool"
 	has '+OK 1 deleted' "$T/out"
 	[ "$(grep -c 'no place for a dotlock' "$T/log")" = 1 ]
+	[ "$(ls -A "$T/side")" = .B.pop3-state ]
+	[ "$(stat -c %a "$T/side")" = 700 ]
+}
+
+@test "without a place for a journal, what needs one is refused at QUIT and the log names -d" {
+	mkdir "$T/spool"
+	three
+	mv "$T/B" "$T/spool/B"
+	give
+	chmod 555 "$T/spool"
+	say 'DELE 1\r\nQUIT\r\n' -m spool/B -d "$T/no/such"
+	has '-ERR [SYS/PERM] nothing removed' "$T/out"
+	logged 'text="no place for a journal: see option -d"'
+	logged 'text="no session lock: no place for one; see option -d"'
+	# A cut needs none.
+	say 'DELE 3\r\nQUIT\r\n' -m spool/B -d "$T/no/such"
+	chmod 755 "$T/spool"
+	has '+OK 1 deleted' "$T/out"
+	[ "$(grep -c '^Subject' "$T/spool/B")" = 2 ]
+}
+
+@test "a message that a reader gives a Status can be removed, but is not sent with other octets" {
+	three
+	converse -P -m B
+	sed -i 's/^Subject: 2/Status: RO\n&/' "$T/B"
+	tell 'RETR 1\r\nRETR 2\r\nRETR 3\r\nDELE 2\r\nQUIT\r\n'
+	hang_up
+	[ "$(grep -c '^-ERR' "$T/out")" = 1 ]
+	has 'three' "$T/out"
+	has '+OK 1 deleted' "$T/out"
+	holds "From a $D\nSubject: 1\n\none\n\nFrom c $D\nSubject: 3\n\nthree\n\n"
+}
+
+@test "when a reader takes one message away, the others are still sent and removed" {
+	three
+	converse -P -m B
+	printf "From b $D\nSubject: 2\n\ntwo\n\nFrom c $D\nSubject: 3\n\nthree\n\nFrom d $D\nSubject: 4\n\nfour\n\n" >"$T/C"
+	cat "$T/C" >"$T/B"
+	tell 'RETR 1\r\nRETR 2\r\nRETR 3\r\nDELE 2\r\nQUIT\r\n'
+	hang_up
+	expect "$HELLO"'-ERR [SYS/TEMP] the maildrop cannot be used now\r\n+OK 19 octets\r\nSubject: 2\r\n\r\ntwo\r\n.\r\n+OK 21 octets\r\nSubject: 3\r\n\r\nthree\r\n.\r\n+OK message 2 deleted\r\n+OK 1 deleted\r\n'
+	holds "From c $D\nSubject: 3\n\nthree\n\nFrom d $D\nSubject: 4\n\nfour\n\n"
+}
+
+@test "a marked message that is not found again is not called removed" {
+	three
+	converse -P -m B
+	tell 'DELE 1\r\n'
+	sed -i 's/^one/other/' "$T/B"
+	tell 'DELE 3\r\nQUIT\r\n'
+	hang_up
+	has '-ERR [SYS/TEMP] some deleted messages not removed' "$T/out"
+	holds "From a $D\nSubject: 1\n\nother\n\nFrom b $D\nSubject: 2\n\ntwo\n\n"
+}
+
+@test "a change within the same tick of the clock is seen" {
+	need strace
+	three
+	converse -P -m B
+	# The same size, and by force the same times.
+	touch -r "$T/B" "$T/times"
+	sed 's/Subject: 1/Subject: 9/' "$T/B" >"$T/C"
+	cat "$T/C" >"$T/B"
+	touch -r "$T/times" "$T/B"
+	tell 'DELE 1\r\nQUIT\r\n'
+	hang_up
+	has '-ERR' "$T/out"
+	[ "$(grep -c '^Subject' "$T/B")" = 3 ]
+}
+
+@test "reading leaves the time of last access alone" {
+	three
+	touch -a -d '2020-01-01' "$T/B"
+	touch -m -d '2019-01-01' "$T/B"
+	local before
+	before=$(stat -c %X "$T/B")
+	say 'RETR 1\r\nRETR 3\r\nQUIT\r\n' -m B
+	[ "$(stat -c %X "$T/B")" = "$before" ]
+}
+
+@test "UPDATE leaves no journal, and needs none for a tail" {
+	need strace
+	three
+	give
+	(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
+		strace -o trace "$POP3" -P -m B >out 2>log)
+	grep -q 'openat(.*\.B\.pop3-journal", O_RDWR|O_CREAT|O_EXCL|O_NOFOLLOW' "$T/trace"
+	[ "$(ls -A "$T" | grep -c journal)" = 0 ]
+	(cd "$T" && printf 'DELE 2\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
+		strace -o trace "$POP3" -P -m B >out 2>log)
+	! grep -q 'pop3-journal.*O_CREAT' "$T/trace"
+}
+
+@test "a file at the journal's path that is none of ours is set aside, never applied" {
+	three
+	cp "$T/B" "$T/before"
+	local kind
+	for kind in link fifo open damaged; do
+		case $kind in
+		link) ln -s "$T/before" "$T/.B.pop3-journal" ;;
+		fifo) mkfifo "$T/.B.pop3-journal" ;;
+		open) head -c 16384 /dev/zero >"$T/.B.pop3-journal"; chmod 666 "$T/.B.pop3-journal" ;;
+		damaged) head -c 16384 /dev/zero | tr '\0' x >"$T/.B.pop3-journal"; chmod 600 "$T/.B.pop3-journal" ;;
+		esac
+		say 'STAT\r\nQUIT\r\n' -m B
+		has '+OK 3 59' "$T/out"
+		logged 'a journal that was not applied'
+		[ ! -e "$T/.B.pop3-journal" ]
+		same "$T/before" "$T/B"
+		[ "$(find "$T" -name '.B.pop3-journal.aside.*' | wc -l)" = 1 ]
+		rm "$T"/.B.pop3-journal.aside.*
+	done
+}
+
+@test "in a shared spool the lock is made with group mail, and nothing else is" {
+	need_root
+	getent group mail >/dev/null || skip "needs a group mail"
+	local gid
+	gid=$(getent group mail | cut -d: -f3)
+	mkdir "$T/spool" "$T/home"
+	three
+	mv "$T/B" "$T/spool/alice"
+	chown 12345:12346 "$T/home"
+	chown 0:"$gid" "$T/spool"
+	chmod 2775 "$T/spool"
+	chown "12345:$gid" "$T/spool/alice"
+	chmod 660 "$T/spool/alice"
+	printf 'alice:{PLAIN}secret:12345:12346::%s::\n' "$T/home" >"$T/users"
+	(cd "$T" && printf 'USER alice\r\nPASS secret\r\nDELE 1\r\nQUIT\r\n' | bin/dialogue \
+		strace -f -o trace "$POP3" -h pop.example.org -a users -m "$T/spool/%u" >out 2>log)
+	has '+OK 1 deleted' "$T/out"
+	[ ! -s "$T/log" ] || ! grep -q 'warning' "$T/log"
+	grep -q "link(.*spool/alice.lock\") = 0" "$T/trace"
+	# Group mail is effective only around the names of the lock.
+	awk -v gid="$gid" '/setresgid\(-1, /{ on = index($0, "-1, " gid ",") > 0 }
+		on && /(openat|unlink|link|rename)\(/ && !/lock/ { exit 1 }
+		/openat\(.*spool\/alice"/ && on { exit 1 }' "$T/trace"
+	[ "$(ls -A "$T/spool")" = alice ]
+	[ "$(ls -A "$T/home/.pop3-handler")" = .alice.pop3-state ]
+	# A symlink there, or a second link, is refused.
+	mv "$T/spool/alice" "$T/home/elsewhere"
+	ln -s "$T/home/elsewhere" "$T/spool/alice"
+	printf 'USER alice\r\nPASS secret\r\nQUIT\r\n' | (cd "$T" && bin/dialogue "$POP3" -h pop.example.org -a users -m "$T/spool/%u" >out 2>log)
+	has '-ERR [SYS/PERM]' "$T/out"
+	logged 'a symlink in a directory of another'
+	rm "$T/spool/alice"
+	ln "$T/home/elsewhere" "$T/spool/alice"
+	printf 'USER alice\r\nPASS secret\r\nQUIT\r\n' | (cd "$T" && bin/dialogue "$POP3" -h pop.example.org -a users -m "$T/spool/%u" >out 2>log)
+	has '-ERR [SYS/PERM]' "$T/out"
+	logged 'has more than one link'
+}
+
+@test "outside a spool the session keeps no group but the account's" {
+	need_root
+	printf 'alice:{PLAIN}secret:12345:12346::%s::\n' "$T" >"$T/users"
+	three
+	chown 12345:12346 "$T" "$T/B"
+	mkfifo "$T/in"
+	(cd "$T" && bin/dialogue -i pid "$POP3" -h pop.example.org -a users -m %h/B <in >out 2>log 3>&-) &
+	CLIENT=$!
+	exec 7>"$T/in"
+	printf 'USER alice\r\nPASS secret\r\nSTAT\r\n' >&7
+	await has '+OK 3' "$T/out"
+	PID=$(cat "$T/pid")
+	[ "$(sed -n 's/^Gid:[[:blank:]]*//p' "/proc/$PID/status" | tr '\t' ' ')" = '12346 12346 12346 12346' ]
 }
 
 @test "an mbox that is not writable can be read, and QUIT says that nothing was removed" {
