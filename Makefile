@@ -1,4 +1,4 @@
-# pop3-handler: make, make check, make demo, make install
+# make, make check, make check-all, make bench, make demo, make install
 
 PREFIX = /usr/local
 DESTDIR =
@@ -47,8 +47,21 @@ tests/tools/crypt-log.so: tests/tools/crypt-log.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -fPIC -shared -o $@ \
 	    tests/tools/crypt-log.c
 
+# What needs real servers and clients, or sweeps over many faults.
+SLOW = tests/superserver.bats tests/powercut.bats tests/faults.bats \
+	tests/storm.bats tests/diskfull.bats
+BENCH = update
+
 check: all $(TOOLS)
-	bats tests
+	bats $$(ls tests/*.bats | grep -vxF "$$(echo $(SLOW) | tr ' ' '\n')")
+
+check-slow: all $(TOOLS)
+	bats $(SLOW)
+
+check-all: check check-slow
+
+bench: all $(TOOLS)
+	tests/bench/$(BENCH)
 
 demo: all
 	tests/demo
@@ -63,5 +76,5 @@ install: all
 clean:
 	rm -f pop3-handler $(OBJECTS) $(TOOLS)
 
-.PHONY: all check clean demo install
+.PHONY: all bench check check-all check-slow clean demo install
 .SUFFIXES: .c .o
