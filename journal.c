@@ -144,26 +144,6 @@ sync_data(int fd)
 	return result;
 }
 
-static int
-sync_all(int fd)
-{
-	int result;
-
-	while ((result = fsync(fd)) == -1 && errno == EINTR)
-		continue;
-	return result;
-}
-
-static int
-cut_file(int fd, off_t size)
-{
-	int result;
-
-	while ((result = ftruncate(fd, size)) == -1 && errno == EINTR)
-		continue;
-	return result;
-}
-
 /* Copies octets from one file to another, and sums them if asked to. */
 static int
 copy(const struct journal *j, int from, off_t at, int to, off_t to_at,
@@ -224,30 +204,6 @@ slot_at(const struct journal *j, uint64_t number)
 	return (off_t)(number % 2 * (HEADER_OCTETS + j->room));
 }
 
-static int
-sync_directory(const struct journal *j)
-{
-	char directory[PATH_MAX];
-	char *slash;
-	int fd, result;
-
-	if ((size_t)snprintf(directory, sizeof(directory), "%s", j->path) >=
-	    sizeof(directory)) {
-		errno = ENAMETOOLONG;
-		return -1;
-	}
-	slash = strrchr(directory, '/');
-	if (slash != NULL)
-		slash[slash == directory] = '\0';
-	fd = open(slash != NULL ? directory : ".",
-	    O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd == -1)
-		return -1;
-	result = sync_all(fd);
-	close(fd);
-	return result;
-}
-
 /* Writes a record's header, whose data is there already, and syncs both. */
 static int
 write_record(struct journal *j, struct record *r)
@@ -268,7 +224,7 @@ write_record(struct journal *j, struct record *r)
 	    sync_data(j->fd) == -1)
 		return -1;
 	/* The first one is nothing without its name in the directory. */
-	if (j->step == 0 && sync_directory(j) == -1)
+	if (j->step == 0 && sync_directory(j->path) == -1)
 		return -1;
 	j->step++;
 	return 0;
@@ -293,7 +249,7 @@ failed(struct journal *j, const char *what)
 static enum journal_result
 remove_journal(struct journal *j)
 {
-	if (unlink(j->path) == -1 || sync_directory(j) == -1) {
+	if (unlink(j->path) == -1 || sync_directory(j->path) == -1) {
 		log_error(j->path, "remove: %s", strerror(errno));
 		close(j->fd);
 		return JOURNAL_UNFINISHED;
@@ -380,7 +336,7 @@ journal_keep(struct journal *j, off_t from, off_t end)
 static enum journal_result
 cut_mbox(struct journal *j, off_t size)
 {
-	if (cut_file(j->mbox, size) == -1 || sync_all(j->mbox) == -1)
+	if (cut_file(j->mbox, size) == -1 || sync_file(j->mbox) == -1)
 		return failed(j, "cut");
 	return remove_journal(j);
 }
@@ -479,7 +435,7 @@ set_aside(struct journal *j, const char *why)
 	j->fd = -1;
 	if ((size_t)snprintf(aside, sizeof(aside), "%s.aside.%lld.%ld", j->path,
 		(long long)time(NULL), (long)getpid()) >= sizeof(aside) ||
-	    rename(j->path, aside) == -1 || sync_directory(j) == -1) {
+	    rename(j->path, aside) == -1 || sync_directory(j->path) == -1) {
 		log_error(j->path, "%s, and cannot be renamed: %s", why,
 		    strerror(errno));
 		return JOURNAL_UNFINISHED;

@@ -789,7 +789,7 @@ sync_directories(const struct maildrop *md)
 	int i;
 
 	for (i = 0; i < DIRECTORIES; i++)
-		if (fsync(maildir.directory[i]) == -1)
+		if (sync_file(maildir.directory[i]) == -1)
 			return maildrop_failed(md->path, "fsync");
 	return MAILDROP_OK;
 }

@@ -2,6 +2,7 @@
 #include "maildrop.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,20 +51,62 @@ read_at(int fd, char *to, size_t length, off_t at)
 	return (ssize_t)done;
 }
 
+/* The directory that `path` is in. */
+static int
+name_directory(const char *path, char directory[PATH_MAX])
+{
+	const char *slash = strrchr(path, '/');
+	int n;
+
+	n = slash == NULL ? snprintf(directory, PATH_MAX, ".")
+			  : snprintf(directory, PATH_MAX, "%.*s/",
+				(int)(slash - path), path);
+	errno = ENAMETOOLONG;
+	return n < PATH_MAX ? 0 : -1;
+}
+
 int
 stat_directory(const char *path, struct stat *st)
 {
 	char directory[PATH_MAX];
-	const char *slash = strrchr(path, '/');
 
-	if (slash == NULL)
-		return stat(".", st);
-	if ((size_t)snprintf(directory, sizeof(directory), "%.*s/",
-		(int)(slash - path), path) >= sizeof(directory)) {
-		errno = ENAMETOOLONG;
+	return name_directory(path, directory) == 0 ? stat(directory, st) : -1;
+}
+
+int
+sync_file(int fd)
+{
+	int result;
+
+	while ((result = fsync(fd)) == -1 && errno == EINTR)
+		continue;
+	return result;
+}
+
+int
+cut_file(int fd, off_t size)
+{
+	int result;
+
+	while ((result = ftruncate(fd, size)) == -1 && errno == EINTR)
+		continue;
+	return result;
+}
+
+int
+sync_directory(const char *path)
+{
+	char directory[PATH_MAX];
+	int fd, result;
+
+	if (name_directory(path, directory) == -1)
 		return -1;
-	}
-	return stat(directory, st);
+	fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd == -1)
+		return -1;
+	result = sync_file(fd);
+	close(fd);
+	return result;
 }
 
 int

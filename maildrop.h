@@ -211,6 +211,12 @@ ssize_t read_at(int fd, char *to, size_t length, off_t at);
 /* stat(2) of the directory that `path` is in. */
 int stat_directory(const char *path, struct stat *st);
 
+/* fsync(2) of a file, and of the directory that `path` is in, and
+ * ftruncate(2), none cut short by signals: 0, or -1 with errno. */
+int sync_file(int fd);
+int cut_file(int fd, off_t size);
+int sync_directory(const char *path);
+
 /* Names the file next to `path` that is called `prefix` NAME `suffix`.
  * Returns 0, or -1 with errno ENAMETOOLONG. */
 int path_beside(const char *path, const char *prefix, const char *suffix,

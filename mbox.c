@@ -636,7 +636,8 @@ place_row(struct scan *scan, struct message *row, unsigned gap)
 				MESSAGE_GAP_CRLF;
 	const struct message *now = &scan->present;
 
-	if (now->octets == row->octets + 2 && scan->meter.body_octets == 0)
+	if (now->octets == row->octets + 2 && scan->meter.body_octets == 0 &&
+	    scan->previous != LINE_TEXT)
 		gap = scan->previous == LINE_EMPTY_LF ? MESSAGE_GAP_LF
 						      : MESSAGE_GAP_CRLF;
 	else if (now->octets != row->octets) {
@@ -897,7 +898,9 @@ is_private(const char *path)
 {
 	struct stat st;
 
-	if (mkdir(path, 0700) == -1 && errno != EEXIST) {
+	/* A journal is as durable as the directories that lead to it. */
+	if (mkdir(path, 0700) == 0 ? sync_directory(path) == -1
+				   : errno != EEXIST) {
 		log_warning(path, "option -d: %s", strerror(errno));
 		return false;
 	}
@@ -955,6 +958,10 @@ mbox_open(struct maildrop *md)
 	if (result != MAILDROP_OK)
 		return result;
 	md->shared = mbox.shared;
+	/* What a stop has left need not begin as it should: it is looked at
+	 * when it is finished. */
+	if (mbox.journal[0] != '\0' && access(mbox.journal, F_OK) == 0)
+		return MAILDROP_OK;
 	from = from_line_at(mbox.fd, 0);
 	if (from == -1 || fstat(mbox.fd, &st) == -1)
 		return maildrop_failed(md->path, "read");
@@ -1144,7 +1151,7 @@ is_deleted(const struct maildrop *md, unsigned n)
 static enum maildrop_result
 cut_tail(struct maildrop *md, off_t size)
 {
-	if (ftruncate(mbox.fd, size) == -1 || fsync(mbox.fd) == -1)
+	if (cut_file(mbox.fd, size) == -1 || sync_file(mbox.fd) == -1)
 		return maildrop_failed(md->path, "cut");
 	return MAILDROP_OK;
 }
