@@ -28,7 +28,7 @@ pop3-handler: $(OBJECTS)
 
 account.o: account.h log.h
 digest.o: digest.h
-journal.o: digest.h journal.h log.h maildrop.h
+journal.o: digest.h journal.h log.h maildrop.h state.h
 log.o: log.h
 maildir.o: digest.h log.h maildrop.h
 mbox.o: digest.h journal.h log.h maildrop.h

@@ -57,6 +57,7 @@
 
 #include "log.h"
 #include "maildrop.h"
+#include "state.h"
 
 #define HEADER_OCTETS 4096
 #define CHECK_OCTETS 4096 /* compared to know the mbox again */
@@ -411,19 +412,6 @@ read_slot(const struct journal *j, uint64_t slot, struct record *r)
 	return sum == r->data;
 }
 
-/* Why a file at the journal's path is not ours; NULL if it is. */
-static const char *
-unfit(const struct stat *st)
-{
-	if (!S_ISREG(st->st_mode))
-		return "not a regular file";
-	if (st->st_uid != geteuid())
-		return "not owned by the user";
-	if ((st->st_mode & 077) != 0)
-		return "others have rights to it";
-	return st->st_nlink == 1 ? NULL : "has more than one link";
-}
-
 /* What cannot be applied may hold the only copy of something: it is kept. */
 static enum journal_result
 set_aside(struct journal *j, const char *why)
@@ -569,7 +557,9 @@ journal_recover(struct journal *j)
 		log_error(j->path, "open: %s", strerror(errno));
 		return JOURNAL_UNFINISHED;
 	}
-	why = unfit(&st);
+	why = state_unfit(&st);
+	if (why == NULL && (st.st_mode & 077) != 0)
+		why = "others have rights to it";
 	if (why != NULL)
 		return set_aside(j, why);
 	if (st.st_size < 2 * HEADER_OCTETS || st.st_size % 2 != 0)

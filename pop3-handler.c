@@ -384,20 +384,30 @@ send_message(unsigned n, struct stored *where, uint64_t lines)
 		end_session(REASON_MAILDROP);
 }
 
+/* Finds the message that `text` names; 0 after the -ERR reply. */
+static unsigned
+find_message(const char *text, struct stored *where)
+{
+	unsigned n = read_message(text);
+	enum maildrop_result result;
+
+	if (n == 0)
+		return 0;
+	result = maildrop_find(&session.maildrop, n, where);
+	if (result == MAILDROP_OK)
+		return n;
+	wire_err("%s", failure_text(result));
+	return 0;
+}
+
 static void
 do_retr(char *argument)
 {
-	unsigned n = read_message(argument);
-	enum maildrop_result result;
 	struct stored where;
+	unsigned n = find_message(argument, &where);
 
 	if (n == 0)
 		return;
-	result = maildrop_find(&session.maildrop, n, &where);
-	if (result != MAILDROP_OK) {
-		wire_err("%s", failure_text(result));
-		return;
-	}
 	wire_ok("%llu octets",
 	    (unsigned long long)session.maildrop.table.row[n - 1].octets);
 	send_message(n, &where, MAILDROP_ALL_LINES);
@@ -408,7 +418,6 @@ static void
 do_top(char *argument)
 {
 	char *lines = strchr(argument, ' ');
-	enum maildrop_result result;
 	struct stored where;
 	uint64_t count;
 	unsigned n;
@@ -418,14 +427,9 @@ do_top(char *argument)
 		err_nonsense("TOP takes a message number and a line count");
 		return;
 	}
-	n = read_message(argument);
+	n = find_message(argument, &where);
 	if (n == 0)
 		return;
-	result = maildrop_find(&session.maildrop, n, &where);
-	if (result != MAILDROP_OK) {
-		wire_err("%s", failure_text(result));
-		return;
-	}
 	wire_ok("top of message follows");
 	send_message(n, &where, count);
 }

@@ -14,9 +14,8 @@
 
 enum attempt { DONE, HELD, FAILED, REPLACED };
 
-/* Why a file cannot serve as the state file; NULL if it can. */
-static const char *
-unfit(const struct stat *st)
+const char *
+state_unfit(const struct stat *st)
 {
 	if (!S_ISREG(st->st_mode))
 		return "not a regular file";
@@ -36,7 +35,7 @@ lock_once(const char *path, int fd)
 		log_warning(path, "no session lock: %s", strerror(errno));
 		return FAILED;
 	}
-	why = unfit(&opened);
+	why = state_unfit(&opened);
 	/* A file that was replaced after we opened it has no link left. */
 	if (why != NULL && opened.st_nlink > 0) {
 		log_warning(path, "no session lock: %s", why);

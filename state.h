@@ -7,6 +7,12 @@
 #ifndef STATE_H
 #define STATE_H
 
+#include <sys/stat.h>
+
+/* Why a file at a path of ours (of a state file or a journal) cannot be one
+ * that we made; NULL if it can. */
+const char *state_unfit(const struct stat *st);
+
 enum state_lock {
 	STATE_LOCKED,
 	STATE_HELD,    /* another session has the maildrop */
