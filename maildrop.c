@@ -470,25 +470,35 @@ maildrop_send(struct maildrop *md, unsigned n, struct stored *where,
 
 /* ---- Octets and digests of a message ---- */
 
+/* A stretch of octets of a fixed length, which compilers can count in wide
+ * registers: its line ends that are LF without CR before. data[-1] is read. */
+#define STRIDE 192
+
+static unsigned
+bare_in_stride(const char *data)
+{
+	unsigned char few = 0; /* an octet-sized sum: many at once */
+	unsigned i;
+
+	for (i = 0; i < STRIDE; i++)
+		few = (unsigned char)(few + ((data[i] == '\n') &
+						(data[(int)i - 1] != '\r')));
+	return few;
+}
+
 /* Line ends that are LF without CR before; `last` is the octet before. */
 static size_t
 bare_line_ends(const char *data, size_t length, char last)
 {
-	size_t i, part, count;
-	unsigned char few;
+	size_t i, count;
 
 	if (length == 0)
 		return 0;
 	count = data[0] == '\n' && last != '\r';
-	/* Octet-sized sums of short stretches, so that the compiler can do
-	 * many at once. */
-	for (i = 1; i < length;) {
-		part = length - i < 240 ? length : i + 240;
-		for (few = 0; i < part; i++)
-			few = (unsigned char)(few + ((data[i] == '\n') &
-							(data[i - 1] != '\r')));
-		count += few;
-	}
+	for (i = 1; length - i >= STRIDE; i += STRIDE)
+		count += bare_in_stride(data + i);
+	for (; i < length; i++)
+		count += data[i] == '\n' && data[i - 1] != '\r';
 	return count;
 }
 
