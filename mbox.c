@@ -343,7 +343,13 @@ make_dotlock(const struct maildrop *md)
 	char lock[PATH_MAX], own[PATH_MAX], suffix[48];
 	int fd;
 
-	snprintf(suffix, sizeof(suffix), ".pop3-lock.%ld", (long)getpid());
+	/* One name for all sessions of a maildrop, so that what a killed one
+	 * leaves is found; of their own where no session lock parts them. */
+	if (md->lock != -1)
+		strcpy(suffix, ".pop3-lock");
+	else
+		snprintf(
+		    suffix, sizeof(suffix), ".pop3-lock.%ld", (long)getpid());
 	if (path_beside(md->path, "", ".lock", lock, sizeof(lock)) == -1 ||
 	    path_beside(md->path, ".", suffix, own, sizeof(own)) == -1)
 		return NO_PLACE;
