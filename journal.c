@@ -433,16 +433,15 @@ set_aside(struct journal *j, const char *why)
 }
 
 /*
- * Without a valid record nothing was begun. But the second slot is written
- * only when the first is valid: if there is something in it, this is no state
- * that a stop leaves, and no journal to throw away.
+ * Without a valid record nothing was begun, whatever of it has reached the
+ * disk. But the second slot gets a header only when the first is valid: if
+ * there is one, this is no state that a stop leaves, and nothing to throw
+ * away.
  */
 static enum journal_result
 recover_nothing(struct journal *j, const struct record *second)
 {
-	static const struct record empty;
-
-	if (memcmp(second, &empty, sizeof(empty)) != 0)
+	if (memcmp(second->magic, magic, sizeof(magic)) == 0)
 		return set_aside(j, "damaged");
 	return remove_journal(j);
 }

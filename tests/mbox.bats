@@ -364,7 +364,14 @@ ids() {
 		link) ln -s "$T/before" "$T/.B.pop3-journal" ;;
 		fifo) mkfifo "$T/.B.pop3-journal" ;;
 		open) head -c 16384 /dev/zero >"$T/.B.pop3-journal"; chmod 666 "$T/.B.pop3-journal" ;;
-		damaged) head -c 16384 /dev/zero | tr '\0' x >"$T/.B.pop3-journal"; chmod 600 "$T/.B.pop3-journal" ;;
+		damaged)
+			{
+				head -c 8192 /dev/zero
+				printf pop3jrn1
+				head -c 8184 /dev/zero
+			} >"$T/.B.pop3-journal"
+			chmod 600 "$T/.B.pop3-journal"
+			;;
 		esac
 		say 'STAT\r\nQUIT\r\n' -m B
 		has '+OK 3 59' "$T/out"
