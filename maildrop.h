@@ -83,7 +83,7 @@ struct maildrop_tally {
 	unsigned removed;
 	unsigned failed; /* marked, but not removed */
 	unsigned left;
-	bool unfinished; /* the next session goes on with the removal */
+	bool unfinished; /* removal has begun, and is not complete or durable */
 };
 
 /* What the session knows of the place where maildrops are. */

@@ -1155,11 +1155,15 @@ is_deleted(const struct maildrop *md, unsigned n)
 
 /* Cuts the file at `size`: all that UPDATE is where nothing stays behind. */
 static enum maildrop_result
-cut_tail(struct maildrop *md, off_t size)
+cut_tail(struct maildrop *md, off_t size, struct maildrop_tally *tally)
 {
-	if (cut_file(mbox.fd, size) == -1 || sync_file(mbox.fd) == -1)
+	if (cut_file(mbox.fd, size) == -1)
 		return maildrop_failed(md->path, "cut");
-	return MAILDROP_OK;
+	if (sync_file(mbox.fd) == 0)
+		return MAILDROP_OK;
+	/* Gone for now, but perhaps not after a power cut. */
+	tally->unfinished = true;
+	return maildrop_failed(md->path, "fsync");
 }
 
 /* What stays behind the first hole moves down, under a journal. */
@@ -1203,7 +1207,7 @@ remove_marked(struct maildrop *md, off_t size, struct maildrop_tally *tally)
 	if (hole == md->table.count)
 		return MAILDROP_OK;
 	if (moving == 0)
-		return cut_tail(md, place_of(md, hole));
+		return cut_tail(md, place_of(md, hole), tally);
 	if (mbox.journal[0] == '\0') {
 		log_error(md->path, "no place for a journal: see option -d");
 		return MAILDROP_PERM;
