@@ -11,7 +11,9 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define JOURNAL_STEP_OCTETS (8U << 20) /* moved at once, at most */
+/* Moved at once, at most: two slots of it, their headers, the dotlock and what
+ * the file system takes for their names fit into 16 MiB. */
+#define JOURNAL_STEP_OCTETS ((8U << 20) - (64U << 10))
 
 struct journal {
 	const char *path;      /* of the journal */
