@@ -107,23 +107,6 @@ add_sum(uint64_t sum, const char *data, size_t length)
 	return sum;
 }
 
-static int
-write_at(int fd, const char *from, size_t length, off_t at)
-{
-	size_t done = 0;
-	ssize_t n;
-
-	while (done < length) {
-		n = pwrite(fd, from + done, length - done, at + (off_t)done);
-		if (n == -1 && errno == EINTR)
-			continue;
-		if (n == -1)
-			return -1;
-		done += (size_t)n;
-	}
-	return 0;
-}
-
 /* Reads exactly so much; the end of the file before it is an error. */
 static int
 read_exactly(int fd, char *to, size_t length, off_t at)

@@ -51,6 +51,23 @@ read_at(int fd, char *to, size_t length, off_t at)
 	return (ssize_t)done;
 }
 
+int
+write_at(int fd, const char *from, size_t length, off_t at)
+{
+	size_t done = 0;
+	ssize_t n;
+
+	while (done < length) {
+		n = pwrite(fd, from + done, length - done, at + (off_t)done);
+		if (n == -1 && errno == EINTR)
+			continue;
+		if (n == -1)
+			return -1;
+		done += (size_t)n;
+	}
+	return 0;
+}
+
 /* The directory that `path` is in. */
 static int
 name_directory(const char *path, char directory[PATH_MAX])

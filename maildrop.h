@@ -208,6 +208,9 @@ enum maildrop_result maildrop_failed(const char *path, const char *what);
  * `length` only at the end of the file), or -1 with errno. */
 ssize_t read_at(int fd, char *to, size_t length, off_t at);
 
+/* pwrite(2) of all of it: 0, or -1 with errno. */
+int write_at(int fd, const char *from, size_t length, off_t at);
+
 /* stat(2) of the directory that `path` is in. */
 int stat_directory(const char *path, struct stat *st);
 

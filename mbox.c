@@ -288,25 +288,36 @@ has_our_tag(const char *path)
 	return ours;
 }
 
+/* Whether an UPDATE was begun and is not finished. */
+static bool
+journal_stands(void)
+{
+	return mbox.journal[0] != '\0' && access(mbox.journal, F_OK) == 0;
+}
+
 /*
- * Removes a dotlock that nobody stands behind: one of ours, since we hold the
- * session lock and so no other session of ours is at work, or a stranger's
- * that is old. We need not be able to read that.
+ * Puts `own` in the place of a dotlock that nobody stands behind. One of ours
+ * is such, since we hold the session lock and so no other session of ours is
+ * at work; it may guard an mbox that is half moved, and is replaced without a
+ * gap. A stranger's is such if it is old; we need not be able to read it.
  */
 static bool
-remove_stale(const struct maildrop *md, const char *path, time_t now)
+replace_stale(
+    const struct maildrop *md, const char *own, const char *path, time_t now)
 {
 	struct stat first, again;
-	bool stale;
+	bool ours;
 
 	if (lstat(path, &first) == -1 || !S_ISREG(first.st_mode))
 		return false;
-	stale =
-	    first.st_mtime + STALE_SECONDS < now ||
-	    (md->lock != -1 && first.st_uid == geteuid() && has_our_tag(path));
-	if (!stale || lstat(path, &again) == -1 ||
-	    again.st_ino != first.st_ino || again.st_dev != first.st_dev ||
-	    again.st_mtime != first.st_mtime || unlink(path) == -1)
+	ours = md->lock != -1 && first.st_uid == geteuid() && has_our_tag(path);
+	if (!ours && first.st_mtime + STALE_SECONDS >= now)
+		return false;
+	if (lstat(path, &again) == -1 || again.st_ino != first.st_ino ||
+	    again.st_dev != first.st_dev || again.st_mtime != first.st_mtime)
+		return false;
+	if (ours ? rename(own, path) == -1
+		 : unlink(path) == -1 || link(own, path) == -1)
 		return false;
 	log_warning(path, "removed: an abandoned lock");
 	return true;
@@ -325,15 +336,13 @@ link_dotlock(
 	int length = snprintf(text, sizeof(text), TAG "%ld\n", (long)getpid());
 
 	/* On a full disk it is a lock without a tag, no worse for others. */
-	if (write(fd, text, (size_t)length) == -1 || fstat(fd, &st) == -1)
+	if (write_at(fd, text, (size_t)length, 0) == -1 || fstat(fd, &st) == -1)
 		st.st_mtime = time(NULL);
 	if (link(own, lock) == 0)
 		return LOCKED;
 	if (errno != EEXIST)
 		return NO_PLACE;
-	if (remove_stale(md, lock, st.st_mtime) && link(own, lock) == 0)
-		return LOCKED;
-	return BUSY;
+	return replace_stale(md, own, lock, st.st_mtime) ? LOCKED : BUSY;
 }
 
 static enum lock_attempt
@@ -397,8 +406,10 @@ drop_dotlock(const struct maildrop *md)
 		return;
 	if (mbox.shared)
 		md->site->group(true);
-	/* If somebody took ours for stale, what stands there is theirs. */
-	if (fstat(mbox.dotlock, &opened) == 0 &&
+	/* If somebody took ours for stale, what stands there is theirs. And
+	 * while an mbox is half moved it stays, lest a mail reader rewrites
+	 * that: the next session takes it over, and others sooner or later. */
+	if (!journal_stands() && fstat(mbox.dotlock, &opened) == 0 &&
 	    lstat(mbox.dotlock_path, &named) == 0 &&
 	    named.st_dev == opened.st_dev && named.st_ino == opened.st_ino)
 		unlink(mbox.dotlock_path);
@@ -439,12 +450,16 @@ drop_fcntl_lock(void)
 	fcntl(mbox.fd, F_SETLK, &lock);
 }
 
-/* Tries once for both locks, and holds both or none: who keeps one while
- * waiting for the other can deadlock with those who take them in turn. */
+/*
+ * Tries once for both locks, and holds both or none: who keeps one while
+ * waiting for the other can deadlock with those who take them in turn. But
+ * while an mbox is half moved the dotlock is not let go of once we have it.
+ */
 static enum lock_attempt
 take_both(const struct maildrop *md)
 {
-	enum lock_attempt attempt = take_dotlock(md);
+	enum lock_attempt attempt =
+	    mbox.dotlock != -1 ? LOCKED : take_dotlock(md);
 	int error;
 
 	if (attempt == BUSY || attempt == FAILED)
@@ -454,7 +469,7 @@ take_both(const struct maildrop *md)
 		mbox.warned = true;
 	}
 	attempt = take_fcntl_lock();
-	if (attempt != LOCKED) {
+	if (attempt != LOCKED && !journal_stands()) {
 		error = errno;
 		drop_dotlock(md);
 		errno = error;
@@ -568,7 +583,7 @@ lock_delivery(struct maildrop *md)
 			/* Somebody may have renamed a new file over it while
 			 * we waited for the lock on the old one. */
 			result = follow_path(md, &followed);
-			if (followed)
+			if (followed && !journal_stands())
 				drop_dotlock(md);
 		}
 	}
@@ -951,12 +966,28 @@ choose_places(struct maildrop *md)
 	return MAILDROP_OK;
 }
 
+/* Whether the file begins as an mbox does, or is empty; if not, and if we are
+ * `sure`, the log says so. */
+static enum maildrop_result
+check_first_line(struct maildrop *md, bool sure)
+{
+	struct stat st;
+	ssize_t from;
+
+	from = from_line_at(mbox.fd, 0);
+	if (from == -1 || fstat(mbox.fd, &st) == -1)
+		return maildrop_failed(md->path, "read");
+	if (from > 0 || st.st_size == 0)
+		return MAILDROP_OK;
+	if (sure)
+		log_error(md->path, "not an mbox: no From_ line");
+	return MAILDROP_PERM;
+}
+
 static enum maildrop_result
 mbox_open(struct maildrop *md)
 {
 	enum maildrop_result result;
-	struct stat st;
-	ssize_t from;
 
 	result = choose_places(md);
 	if (result == MAILDROP_OK)
@@ -966,16 +997,18 @@ mbox_open(struct maildrop *md)
 	md->shared = mbox.shared;
 	/* What a stop has left need not begin as it should: it is looked at
 	 * when it is finished. */
-	if (mbox.journal[0] != '\0' && access(mbox.journal, F_OK) == 0)
+	if (journal_stands())
 		return MAILDROP_OK;
-	from = from_line_at(mbox.fd, 0);
-	if (from == -1 || fstat(mbox.fd, &st) == -1)
-		return maildrop_failed(md->path, "read");
-	if (from == 0 && st.st_size > 0) {
-		log_error(md->path, "not an mbox: no From_ line");
-		return MAILDROP_PERM;
-	}
-	return MAILDROP_OK;
+	result = check_first_line(md, false);
+	if (result != MAILDROP_PERM)
+		return result;
+	/* A mail reader may be rewriting it: wait, and look again. */
+	result = lock_delivery(md);
+	if (result != MAILDROP_OK)
+		return result;
+	result = check_first_line(md, true);
+	unlock_delivery(md);
+	return result;
 }
 
 static void

@@ -229,7 +229,7 @@ ids() {
 		strace -o trace "$POP3" -P -m B >out 2>log)
 	# Dotlock, fcntl, the rewrite, and both given up again.
 	sed -n '/DELE/,$s/^\(link\|fcntl\|pwrite64\|ftruncate\|unlink\)(\(.*\)/\1 \2/p' "$T/trace" |
-		sed -n 's/^link .*/link/p;s/^fcntl.*F_WRLCK.*/lock/p;s/^fcntl.*F_UNLCK.*/unlock/p;s/^pwrite64.*/write/p;s/^ftruncate.*/cut/p;s/^unlink .*B\.lock".*/unlink/p' >"$T/order"
+		sed -n '/"pop3-handler /d;s/^link .*/link/p;s/^fcntl.*F_WRLCK.*/lock/p;s/^fcntl.*F_UNLCK.*/unlock/p;s/^pwrite64.*/write/p;s/^ftruncate.*/cut/p;s/^unlink .*B\.lock".*/unlink/p' >"$T/order"
 	[ "$(uniq "$T/order" | tr '\n' ' ')" = 'link lock write cut unlock unlink ' ]
 }
 
@@ -381,6 +381,52 @@ ids() {
 		[ "$(find "$T" -name '.B.pop3-journal.aside.*' | wc -l)" = 1 ]
 		rm "$T"/.B.pop3-journal.aside.*
 	done
+}
+
+@test "the dotlock that guards a half-moved mbox stands until the move is finished" {
+	need strace perl
+	three
+	give
+	cp "$T/B" "$T/before"
+	# Killed when the journal says that all is moved, and nothing is cut.
+	(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue strace -o trace -P "$T/B" \
+		-e inject=ftruncate:signal=KILL "$POP3" -P -m B >out 2>log) || :
+	[ -e "$T/B.lock" ]
+	[ -e "$T/.B.pop3-journal" ]
+	# A mail reader holds the other lock.
+	mkfifo "$T/release"
+	"${AS[@]}" perl -e 'use Fcntl; open F, "+<", $ARGV[0] or die; $l = pack "s s l! l! i", F_WRLCK, 0, 0, 0, 0;
+		fcntl F, F_SETLK, $l or die; open R, "<", $ARGV[1]; <R>' "$T/B" "$T/release" 3>&- &
+	local reader=$!
+	sleep 0.3
+	begin 'STAT\r\nQUIT\r\n' -- -P -m B
+	local i
+	for ((i = 0; i < 100; i++)); do
+		[ -e "$T/B.lock" ]
+		sleep 0.01
+	done
+	[ -e "$T/.B.pop3-journal" ]
+	echo >"$T/release"
+	wait "$reader"
+	finish
+	has '+OK 2 40' "$T/out"
+	holds "From b $D\nSubject: 2\n\ntwo\n\nFrom c $D\nSubject: 3\n\nthree\n\n"
+	[ ! -e "$T/B.lock" ]
+	[ ! -e "$T/.B.pop3-journal" ]
+}
+
+@test "a first line that another is just writing is looked at again under the locks" {
+	need perl
+	three
+	cp "$T/B" "$T/before"
+	printf 'half' >"$T/B"
+	: >"$T/B.lock"
+	begin 'STAT\r\nQUIT\r\n' -- -P -m B
+	sleep 0.3
+	cat "$T/before" >"$T/B"
+	rm "$T/B.lock"
+	finish
+	has '+OK 3 59' "$T/out"
 }
 
 @test "in a shared spool the lock is made with group mail, and nothing else is" {
