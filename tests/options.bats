@@ -30,6 +30,8 @@ usage() {
 	usage -P -m %x
 	has 'file=-m' "$T/log"
 	usage -P -m 'a%'
+	usage -P -d ''
+	usage -P -d %x
 	usage -P -h ''
 	usage -P -h 'a b'
 	usage -P -h '[x]'
@@ -45,7 +47,7 @@ usage() {
 	for option in -A -p -s; do
 		usage -P "$option"
 	done
-	for option in -c -d -g -i; do
+	for option in -c -g -i; do
 		usage -P "$option" x
 	done
 }
