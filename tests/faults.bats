@@ -75,3 +75,29 @@ short_writes() {
 		faults short head alternate tail all
 	done
 }
+
+@test "a lock that another holds for 30 seconds is an error that names the holder" {
+	need perl
+	local box="From a Mon Jan  1 00:00:00 2024\nSubject: 1\n\none\n"
+	# shellcheck disable=SC2059
+	printf "$box" >"$T/B"
+	cp "$T/B" "$T/C"
+	: >"$T/C.lock"
+	give
+	"${AS[@]}" perl -e 'use Fcntl; open F, "+<", shift or die; $l = pack "s s l! l! i", F_WRLCK, 0, 0, 0, 0;
+		fcntl F, F_SETLK, $l or die; sleep 60' "$T/B" 3>&- &
+	local holder=$!
+	sleep 0.3
+	(cd "$T" && printf 'STAT\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue "$POP3" -P -h pop.example.org -m C \
+		>out.C 2>log.C) 3>&- &
+	local other=$!
+	say 'STAT\r\nQUIT\r\n' -m B
+	wait "$other"
+	kill "$holder"
+	expect "$HELLO"'-ERR [SYS/TEMP] the maildrop cannot be used now\r\n'
+	same "$T/out" "$T/out.C"
+	grep -qE "file=$T/B text=\"locked for 30 seconds by pid [0-9]+\"" "$T/log"
+	grep -qE "file=$T/C.lock text=\"there for 30 seconds, made by uid [0-9]+\"" "$T/log.C"
+	[ -e "$T/C.lock" ]
+	[ ! -e "$T/B.lock" ]
+}

@@ -317,11 +317,9 @@ ids() {
 	holds "From a $D\nSubject: 1\n\nother\n\nFrom b $D\nSubject: 2\n\ntwo\n\n"
 }
 
-@test "a change within the same tick of the clock is seen" {
-	need strace
+@test "a change that keeps size and time of modification is seen, and nothing removed" {
 	three
 	converse -P -m B
-	# The same size, and by force the same times.
 	touch -r "$T/B" "$T/times"
 	sed 's/Subject: 1/Subject: 9/' "$T/B" >"$T/C"
 	cat "$T/C" >"$T/B"
@@ -330,6 +328,32 @@ ids() {
 	hang_up
 	has '-ERR' "$T/out"
 	[ "$(grep -c '^Subject' "$T/B")" = 3 ]
+}
+
+@test "a file that may have changed within the clock's tick is not believed by its times" {
+	need strace
+	three
+	give
+	# Locks: of the state file, for the scan, and to look again.
+	(cd "$T" && printf 'RETR 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
+		strace -o trace -e trace=fcntl "$POP3" -P -m B >out 2>log)
+	[ "$(grep -c 'F_SETLK.*F_WRLCK' "$T/trace")" -ge 3 ]
+	sleep 3
+	(cd "$T" && printf 'RETR 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
+		strace -o trace -e trace=fcntl "$POP3" -P -m B >out 2>log)
+	[ "$(grep -c 'F_SETLK.*F_WRLCK' "$T/trace")" = 2 ]
+}
+
+@test "a signal during UPDATE waits until it is done" {
+	need strace
+	three
+	give
+	(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue strace -o trace -P "$T/B" \
+		-e inject=fdatasync:signal=TERM:when=1 "$POP3" -P -m B >out 2>log) || :
+	grep -q 'SIGTERM' "$T/trace"
+	holds "From b $D\nSubject: 2\n\ntwo\n\nFrom c $D\nSubject: 3\n\nthree\n\n"
+	[ ! -e "$T/B.lock" ]
+	[ ! -e "$T/.B.pop3-journal" ]
 }
 
 @test "reading leaves the time of last access alone" {
