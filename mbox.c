@@ -1194,7 +1194,7 @@ cut_tail(struct maildrop *md, off_t size, struct maildrop_tally *tally)
 		return maildrop_failed(md->path, "cut");
 	if (sync_file(mbox.fd) == 0)
 		return MAILDROP_OK;
-	/* Gone for now, but perhaps not after a power cut. */
+	/* Cut, but a power cut may undo it: that is not removed. */
 	tally->unfinished = true;
 	return maildrop_failed(md->path, "fsync");
 }
