@@ -14,7 +14,7 @@ CPPFLAGS = -D_GNU_SOURCE
 LDFLAGS = -pie -Wl,-z,relro,-z,now
 LDLIBS = -lcrypt
 
-OBJECTS = pop3-handler.o account.o digest.o journal.o log.o maildir.o maildrop.o \
+OBJECTS = pop3-handler.o account.o digest.o former.o journal.o log.o maildir.o maildrop.o \
 	mbox.o peer.o sandbox.o state.o wire.o
 TOOLS = tests/tools/dialogue tests/tools/crypt-log.so
 
@@ -28,15 +28,16 @@ pop3-handler: $(OBJECTS)
 
 account.o: account.h log.h
 digest.o: digest.h
+former.o: digest.h former.h log.h maildrop.h
 journal.o: digest.h journal.h log.h maildrop.h state.h
 log.o: log.h
-maildir.o: digest.h log.h maildrop.h
-mbox.o: digest.h journal.h log.h maildrop.h
+maildir.o: digest.h former.h log.h maildrop.h
+mbox.o: digest.h former.h journal.h log.h maildrop.h
 maildrop.o: digest.h log.h maildrop.h state.h
 peer.o: peer.h
 pop3-handler.o: account.h digest.h log.h maildrop.h peer.h sandbox.h wire.h
 sandbox.o: sandbox.h
-state.o: log.h state.h
+state.o: digest.h log.h maildrop.h state.h
 wire.o: wire.h
 
 # The tests' own programs stand apart: the flags of a special build of

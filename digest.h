@@ -1,6 +1,6 @@
 /*
  * MD5 (RFC 1321), as unique-ids use it: to recognise a message, not to
- * protect anything.
+ * protect anything. And a sum that tells a file of ours from a damaged one.
  */
 #ifndef DIGEST_H
 #define DIGEST_H
@@ -29,5 +29,12 @@ void digest_end(struct digest *d, unsigned char out[DIGEST_OCTETS]);
 /* Writes 16 octets as 32 lower-case hex digits and a NUL. */
 void
 digest_hex(const unsigned char in[DIGEST_OCTETS], char out[DIGEST_HEX + 1]);
+
+/*
+ * A sum that a torn or stale sector and a flipped bit do not keep. Continues
+ * from `sum`, which begins as 0; all pieces but the last are multiples of 8
+ * octets.
+ */
+uint64_t sum_add(uint64_t sum, const char *data, size_t length);
 
 #endif

@@ -87,26 +87,6 @@ struct record {
 
 /* ---- Sums and transfers ---- */
 
-/*
- * A sum that a torn or stale sector does not keep. Continues from `sum`; all
- * pieces but the last are multiples of 8 octets.
- */
-static uint64_t
-add_sum(uint64_t sum, const char *data, size_t length)
-{
-	uint64_t word;
-	size_t part;
-
-	for (; length > 0; data += part, length -= part) {
-		part = length < sizeof(word) ? length : sizeof(word);
-		word = part;
-		memcpy(&word, data, part);
-		sum = (sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
-		sum ^= sum >> 29;
-	}
-	return sum;
-}
-
 /* Reads exactly so much; the end of the file before it is an error. */
 static int
 read_exactly(int fd, char *to, size_t length, off_t at)
@@ -142,7 +122,7 @@ copy(const struct journal *j, int from, off_t at, int to, off_t to_at,
 		if (read_exactly(from, j->block, part, at) == -1)
 			return -1;
 		if (sum != NULL)
-			*sum = add_sum(*sum, j->block, part);
+			*sum = sum_add(*sum, j->block, part);
 		if (to != -1 && write_at(to, j->block, part, to_at) == -1)
 			return -1;
 		at += (off_t)part;
@@ -202,7 +182,7 @@ write_record(struct journal *j, struct record *r)
 	r->room = j->room;
 	if (sum_before(j, (off_t)r->to, &r->before) == -1)
 		return -1;
-	r->sum = add_sum(0, (const char *)r, offsetof(struct record, sum));
+	r->sum = sum_add(0, (const char *)r, offsetof(struct record, sum));
 	if (write_at(j->fd, (const char *)r, sizeof(*r), slot_at(j, j->step)) ==
 		-1 ||
 	    sync_data(j->fd) == -1)
@@ -364,7 +344,7 @@ static bool
 well_formed(const struct journal *j, uint64_t slot, const struct record *r)
 {
 	if (memcmp(r->magic, magic, sizeof(magic)) != 0 ||
-	    r->sum != add_sum(0, (const char *)r, offsetof(struct record, sum)))
+	    r->sum != sum_add(0, (const char *)r, offsetof(struct record, sum)))
 		return false;
 	if (r->room != j->room || r->number % 2 != slot ||
 	    r->run_end > INT64_MAX || r->end > INT64_MAX)

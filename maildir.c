@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "former.h"
 #include "log.h"
 #include "maildrop.h"
 
@@ -24,22 +25,18 @@
 
 enum directory { CUR, NEW, DIRECTORIES };
 
-/* All names, one after another, each with its NUL. Behind that of a message
- * whose row holds a digest stand the octets of its file, a uint64_t. */
-struct names {
-	char *text;
-	size_t used, room;
-};
+/* What a directory is known by: the numbers of the identity, for each. */
+enum { DEVICE, INODE, MODIFIED, MODIFIED_NS, DIRECTORY_NUMBERS };
 
 static struct {
+	struct maildrop *md; /* that it is */
 	int root, directory[DIRECTORIES];
-	struct names names;
 } maildir = {.root = -1, .directory = {-1, -1}};
 
 static const char *
 name_of(const struct message *m)
 {
-	return maildir.names.text + m->place;
+	return maildir.md->text.octets + m->place;
 }
 
 static enum directory
@@ -60,7 +57,7 @@ base_length(const char *name)
 	return strcspn(name, ":");
 }
 
-static int
+int
 compare_bases(const char *a, const char *b)
 {
 	size_t a_length = base_length(a), b_length = base_length(b);
@@ -69,27 +66,6 @@ compare_bases(const char *a, const char *b)
 
 	return order != 0 ? order
 			  : (a_length > b_length) - (a_length < b_length);
-}
-
-/* Appends octets to the names; their offset, or -1 without memory. */
-static int64_t
-names_add(const void *octets, size_t length)
-{
-	struct names *names = &maildir.names;
-	size_t room, at = names->used;
-	char *grown;
-
-	if (names->room - at < length) {
-		room = names->room + names->room / 2 + length + 4096;
-		grown = realloc(names->text, room);
-		if (grown == NULL)
-			return -1;
-		names->text = grown;
-		names->room = room;
-	}
-	memcpy(names->text + at, octets, length);
-	names->used += length;
-	return (int64_t)at;
 }
 
 /* ---- Listing ---- */
@@ -147,7 +123,7 @@ list_entry(
 			order = (uint64_t)st.st_mtim.tv_sec << 20 |
 				(uint64_t)st.st_mtim.tv_nsec / 1000;
 	}
-	place = names_add(entry->d_name, strlen(entry->d_name) + 1);
+	place = text_add(maildir.md, entry->d_name, strlen(entry->d_name) + 1);
 	m = place == -1 ? NULL : message_add(table);
 	if (m == NULL) {
 		errno = ENOMEM;
@@ -271,18 +247,6 @@ judge_pair(struct message *a, struct message *b)
 	}
 }
 
-/* Closes the gaps that vanished messages leave, before they have numbers. */
-static void
-drop_vanished(struct message_table *table)
-{
-	unsigned from, to = 0;
-
-	for (from = 0; from < table->count; from++)
-		if ((table->row[from].flags & MESSAGE_VANISHED) == 0)
-			table->row[to++] = table->row[from];
-	table->count = to;
-}
-
 static int
 by_base(const struct message *a, const struct message *b)
 {
@@ -306,34 +270,21 @@ drop_doubles(struct message_table *table)
 			before = m;
 	}
 	free(order);
-	drop_vanished(table);
+	message_drop(table, MESSAGE_VANISHED);
 	return 0;
 }
 
 /* ---- Following files that others rename ---- */
 
-static uint64_t
-stored_size(const struct message *m)
-{
-	const char *name = name_of(m);
-	uint64_t size;
-
-	if ((m->flags & MESSAGE_DIGEST) == 0)
-		return m->of.size;
-	memcpy(&size, name + strlen(name) + 1, sizeof(size));
-	return size;
-}
-
 /* Gives a message the name that its file has now. */
 static int
 rename_row(struct message *m, const char *name, bool in_new)
 {
-	uint64_t size = stored_size(m);
 	int64_t place;
 
 	if (strcmp(name_of(m), name) != 0) {
-		place = names_add(name, strlen(name) + 1);
-		if (place == -1 || names_add(&size, sizeof(size)) == -1)
+		place = text_add(maildir.md, name, strlen(name) + 1);
+		if (place == -1)
 			return -1;
 		m->place = (uint64_t)place & MESSAGE_OCTETS_MAX;
 	}
@@ -447,12 +398,7 @@ open_message(const struct message *m, struct stat *st)
 static bool
 base_is_id(const char *name)
 {
-	size_t length = base_length(name), i;
-
-	for (i = 0; i < length; i++)
-		if (name[i] < 0x21 || name[i] > 0x7e)
-			return false;
-	return length >= 1 && length <= MAILDROP_UID_OCTETS;
+	return message_id_valid(name, base_length(name));
 }
 
 /* Reads a message whole, for its octets and if need be its digest. */
@@ -487,28 +433,20 @@ measure_file(struct maildrop *md, struct message *m, int fd, uint64_t size,
 	return 0;
 }
 
-/* Keeps the octets of the file where the digest has taken their place. */
+/* Notes what a message has been measured to be. Its digest becomes a text,
+ * since the size of its file takes that place in the row. */
 static int
-keep_size(struct message *m, uint64_t size)
+keep_measure(struct maildrop *md, struct message *m, uint64_t size)
 {
-	char name[NAME_MAX + 1 + sizeof(size)];
-	size_t length = strlen(name_of(m)) + 1;
-	int64_t place;
+	char hex[DIGEST_HEX + 1];
 
-	if ((m->flags & MESSAGE_DIGEST) == 0) {
-		m->of.size = size;
-		return 0;
+	if ((m->flags & MESSAGE_DIGEST) != 0) {
+		digest_hex(m->of.digest, hex);
+		if (message_set_id(&md->table, (unsigned)(m - md->table.row),
+			text_add(md, hex, sizeof(hex))) == -1)
+			return -1;
 	}
-	if (length > NAME_MAX + 1) {
-		errno = ENAMETOOLONG;
-		return -1;
-	}
-	memcpy(name, name_of(m), length);
-	memcpy(name + length, &size, sizeof(size));
-	place = names_add(name, length + sizeof(size));
-	if (place == -1)
-		return -1;
-	m->place = (uint64_t)place & MESSAGE_OCTETS_MAX;
+	m->of.size = size;
 	return 0;
 }
 
@@ -544,26 +482,134 @@ measure(struct maildrop *md, struct message *m)
 	}
 	failed = measure_file(md, m, fd, (uint64_t)st.st_size, odd);
 	close(fd);
-	if (failed || keep_size(m, (uint64_t)st.st_size) == -1)
+	if (failed || keep_measure(md, m, (uint64_t)st.st_size) == -1)
 		return maildrop_failed(name_of(m), "read");
 	return MAILDROP_OK;
+}
+
+/* ---- What the state file knows ---- */
+
+/* What a message was measured to be stays true as long as its base name is
+ * its own. */
+static bool
+inherit_measure(struct message *to, const struct message *from)
+{
+	if (((to->flags | from->flags) & MESSAGE_AMBIGUOUS) != 0)
+		return false;
+	to->octets = from->octets;
+	to->of.size = from->of.size;
+	to->flags |= MESSAGE_KNOWN;
+	to->flags |= from->flags & MESSAGE_DIGEST;
+	return true;
+}
+
+/* What the directories are known by, to see whether to list them again. */
+static enum maildrop_result
+identify(const struct maildrop *md, struct identity *id)
+{
+	struct stat st;
+	uint64_t *number = id->number;
+	int i;
+
+	clock_gettime(CLOCK_REALTIME, &id->sure);
+	for (i = 0; i < DIRECTORIES; i++, number += DIRECTORY_NUMBERS) {
+		if (fstat(maildir.directory[i], &st) == -1)
+			return maildrop_failed(md->path, "stat");
+		number[DEVICE] = st.st_dev;
+		number[INODE] = st.st_ino;
+		number[MODIFIED] = (uint64_t)st.st_mtim.tv_sec;
+		number[MODIFIED_NS] = (uint64_t)st.st_mtim.tv_nsec;
+	}
+	return MAILDROP_OK;
+}
+
+/* Whether the directories must be as they were when they were known so. */
+static bool
+surely_same(const struct identity *now, const struct identity *known)
+{
+	int i;
+
+	for (i = 0; i < DIRECTORIES; i++)
+		if (time_unsure(
+			(time_t)known->number[i * DIRECTORY_NUMBERS + MODIFIED],
+			&known->sure))
+			return false;
+	return memcmp(now->number, known->number, sizeof(now->number)) == 0;
+}
+
+/* Whether a listing shows just what the state file says. */
+static bool
+nothing_new(const struct maildrop *md)
+{
+	const struct message *now = md->table.row, *then = md->before.row;
+	unsigned i;
+
+	if (md->table.count != md->before.count)
+		return false;
+	for (i = 0; i < md->table.count; i++)
+		if ((now[i].flags & MESSAGE_KNOWN) == 0 ||
+		    ((now[i].flags ^ then[i].flags) & MESSAGE_LASTING) != 0 ||
+		    strcmp(name_of(&now[i]), name_of(&then[i])) != 0)
+			return false;
+	return true;
 }
 
 static enum maildrop_result
 maildir_scan(struct maildrop *md)
 {
 	struct message_table *table = &md->table;
-	enum maildrop_result result = MAILDROP_OK;
+	enum maildrop_result result;
 	unsigned i;
 
+	result = identify(md, &md->identity);
+	if (result != MAILDROP_OK)
+		return result;
+	if (md->remembered && surely_same(&md->identity, &md->known)) {
+		md->identity.sure = md->known.sure;
+		message_swap(md);
+		return MAILDROP_OK;
+	}
 	if (list_both(list_entry, table) == -1 || sort_table(table) == -1)
 		return maildrop_failed(md->path, "list");
 	if (drop_doubles(table) == -1)
 		return maildrop_failed(md->path, "list");
+	if (md->remembered) {
+		result = message_inherit(md, by_base, inherit_measure);
+		if (result == MAILDROP_OK && nothing_new(md)) {
+			message_swap(md);
+			message_free(&md->before);
+			return MAILDROP_OK;
+		}
+	}
 	for (i = 0; result == MAILDROP_OK && i < table->count; i++)
-		result = measure(md, &table->row[i]);
-	drop_vanished(table);
+		if ((table->row[i].flags & MESSAGE_KNOWN) == 0)
+			result = measure(md, &table->row[i]);
+	message_drop(table, MESSAGE_VANISHED);
 	return result;
+}
+
+/*
+ * Nothing but deliveries and renames: every message of the table is there. If
+ * another session has removed some, it has replaced the state file as well,
+ * but perhaps could not.
+ */
+static bool
+maildir_undisturbed(struct maildrop *md)
+{
+	unsigned tries, i;
+
+	for (tries = 0; tries < LISTINGS; tries++) {
+		if (follow_all(&md->table) == -1)
+			return false;
+		for (i = 0; i < md->table.count; i++)
+			if ((md->table.row[i].flags &
+				(MESSAGE_MISSED | MESSAGE_VANISHED)) ==
+			    MESSAGE_MISSED)
+				break;
+		if (i == md->table.count)
+			return true;
+	}
+	return false;
 }
 
 /* ---- A session's needs ---- */
@@ -584,6 +630,7 @@ maildir_open(struct maildrop *md)
 	const int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
 	int i;
 
+	maildir.md = md;
 	maildir.root = open(md->path, flags);
 	if (maildir.root == -1)
 		return maildrop_failed(md->path, "open");
@@ -613,8 +660,6 @@ maildir_close(struct maildrop *md)
 			close(maildir.directory[i]);
 		maildir.directory[i] = -1;
 	}
-	free(maildir.names.text);
-	memset(&maildir.names, 0, sizeof(maildir.names));
 }
 
 static enum maildrop_result
@@ -634,7 +679,7 @@ maildir_find(struct maildrop *md, struct message *m, struct stored *where)
 		return maildrop_failed(name_of(m), "open");
 	/* The size was announced, and the content of a Maildir's file never
 	 * changes; if somebody changed it, it is not what we announced. */
-	if ((uint64_t)st.st_size != stored_size(m)) {
+	if ((uint64_t)st.st_size != m->of.size) {
 		log_error(name_of(m), "changed by another during the session");
 		close(where->fd);
 		return MAILDROP_TEMP;
@@ -643,15 +688,6 @@ maildir_find(struct maildrop *md, struct message *m, struct stored *where)
 	where->length = (uint64_t)st.st_size;
 	where->close = true;
 	return MAILDROP_OK;
-}
-
-static void
-maildir_name_id(const struct message *m, char id[])
-{
-	size_t length = base_length(name_of(m));
-
-	memcpy(id, name_of(m), length);
-	id[length] = '\0';
 }
 
 /* ---- UPDATE ---- */
@@ -664,7 +700,7 @@ still_itself(const struct message *m)
 
 	if (fstatat(directory_fd(m), name_of(m), &st, AT_SYMLINK_NOFOLLOW) ==
 		-1 ||
-	    (uint64_t)st.st_size == stored_size(m))
+	    (uint64_t)st.st_size == m->of.size)
 		return true; /* or is gone again, which is seen next */
 	log_error(name_of(m), "changed by another during the session");
 	return false;
@@ -707,7 +743,7 @@ quota_octets(const struct message *m)
 
 	if (size != NULL && isdigit((unsigned char)size[3]))
 		return strtoull(size + 3, NULL, 10);
-	return stored_size(m);
+	return m->of.size;
 }
 
 /* Maildir++: what was removed is written to maildirsize as negative numbers,
@@ -810,6 +846,7 @@ maildir_update(struct maildrop *md, struct maildrop_tally *tally)
 			continue;
 		one = remove_message(md, m);
 		if (one == MAILDROP_OK) {
+			m->flags |= MESSAGE_REMOVED;
 			tally->removed++;
 			octets += quota_octets(m);
 		} else if (one != MAILDROP_VANISHED) {
@@ -825,7 +862,15 @@ maildir_update(struct maildrop *md, struct maildrop_tally *tally)
 	}
 	if (tally->removed > 0)
 		account_quota(md, octets, tally->removed);
+	/* The directories have changed, by us and perhaps by others too. */
+	memset(md->identity.number, 0, sizeof(md->identity.number));
 	return result;
+}
+
+static void
+maildir_take_over(struct maildrop *md)
+{
+	former_maildir(md, maildir.root);
 }
 
 const struct maildrop_format maildir_format = {
@@ -834,7 +879,9 @@ const struct maildrop_format maildir_format = {
     .open = maildir_open,
     .scan = maildir_scan,
     .find = maildir_find,
-    .name_id = maildir_name_id,
     .update = maildir_update,
+    .undisturbed = maildir_undisturbed,
+    .take_over = maildir_take_over,
     .close = maildir_close,
+    .named = true,
 };

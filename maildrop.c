@@ -13,6 +13,8 @@
 #include "log.h"
 #include "state.h"
 
+#define UNSURE_SECONDS 2 /* a clock may tick as slowly as this */
+
 enum maildrop_result
 maildrop_failed(const char *path, const char *what)
 {
@@ -143,10 +145,13 @@ path_beside(const char *path, const char *prefix, const char *suffix, char *out,
 	return 0;
 }
 
+/* ---- The table and its texts ---- */
+
 struct message *
 message_add(struct message_table *table)
 {
 	struct message *grown;
+	uint32_t *ids;
 	unsigned room;
 
 	if (table->count == table->room) {
@@ -157,11 +162,101 @@ message_add(struct message_table *table)
 		if (grown == NULL)
 			return NULL;
 		table->row = grown;
+		if (table->id != NULL) {
+			ids = realloc(table->id, room * sizeof(*ids));
+			if (ids == NULL)
+				return NULL;
+			table->id = ids;
+			memset(ids + table->room, 0,
+			    (room - table->room) * sizeof(*ids));
+		}
 		table->room = room;
 	}
-	grown = &table->row[table->count++];
+	grown = &table->row[table->count];
 	memset(grown, 0, sizeof(*grown));
+	if (table->id != NULL)
+		table->id[table->count] = 0;
+	table->count++;
 	return grown;
+}
+
+void
+message_free(struct message_table *table)
+{
+	free(table->row);
+	free(table->id);
+	memset(table, 0, sizeof(*table));
+}
+
+int64_t
+text_add(struct maildrop *md, const void *octets, size_t length)
+{
+	size_t room, at = md->text.used > 0 ? md->text.used : 1;
+	char *grown;
+
+	if (md->text.room < at + length) {
+		room = md->text.room + md->text.room / 2 + length + 4096;
+		grown =
+		    room > UINT32_MAX ? NULL : realloc(md->text.octets, room);
+		if (grown == NULL) {
+			errno = ENOMEM;
+			return -1;
+		}
+		md->text.octets = grown;
+		md->text.room = room;
+	}
+	memcpy(md->text.octets + at, octets, length);
+	md->text.used = at + length;
+	return (int64_t)at;
+}
+
+int
+message_set_id(struct message_table *table, unsigned n, int64_t text)
+{
+	if (text == -1)
+		return -1;
+	if (table->id == NULL)
+		table->id = calloc(table->room, sizeof(*table->id));
+	if (table->id == NULL)
+		return -1;
+	table->id[n] = (uint32_t)text;
+	return 0;
+}
+
+const char *
+message_id(
+    const struct maildrop *md, const struct message_table *table, unsigned n)
+{
+	return table->id == NULL || table->id[n] == 0
+		   ? NULL
+		   : md->text.octets + table->id[n];
+}
+
+bool
+message_id_valid(const char *id, size_t length)
+{
+	size_t i;
+
+	for (i = 0; i < length; i++)
+		if (id[i] < 0x21 || id[i] > 0x7e)
+			return false;
+	return length >= 1 && length <= MAILDROP_UID_OCTETS;
+}
+
+void
+message_drop(struct message_table *table, unsigned flags)
+{
+	unsigned from, to = 0;
+
+	for (from = 0; from < table->count; from++) {
+		if ((table->row[from].flags & flags) != 0)
+			continue;
+		table->row[to] = table->row[from];
+		if (table->id != NULL)
+			table->id[to] = table->id[from];
+		to++;
+	}
+	table->count = to;
 }
 
 /* What message_order() sorts; qsort(3) hands on no context. */
@@ -196,20 +291,87 @@ message_order(const struct message_table *table,
 	return order;
 }
 
+enum maildrop_result
+message_inherit(struct maildrop *md,
+    int (*compare)(const struct message *, const struct message *),
+    bool (*inherits)(struct message *to, const struct message *from))
+{
+	struct message_table *table = &md->table, *before = &md->before;
+	uint32_t *to = message_order(table, compare);
+	uint32_t *from = to == NULL ? NULL : message_order(before, compare);
+	struct message *heir, *dead;
+	unsigned i = 0, j = 0;
+	int order, failed = from == NULL;
+
+	while (!failed && i < table->count && j < before->count) {
+		heir = &table->row[to[i]];
+		dead = &before->row[from[j]];
+		order = compare(heir, dead);
+		if (order == 0 && (inherits == NULL || inherits(heir, dead))) {
+			heir->copy = dead->copy;
+			heir->flags |= dead->flags & MESSAGE_TAKEN;
+			if (message_id(md, before, from[j]) != NULL)
+				failed = message_set_id(
+				    table, to[i], before->id[from[j]]);
+		}
+		i += order <= 0;
+		j += order >= 0;
+	}
+	free(to);
+	free(from);
+	if (!failed)
+		return MAILDROP_OK;
+	errno = ENOMEM;
+	return maildrop_failed(md->path, "scan");
+}
+
+void
+message_swap(struct maildrop *md)
+{
+	struct message_table table = md->table;
+
+	md->table = md->before;
+	md->before = table;
+}
+
+bool
+time_unsure(time_t changed, const struct timespec *looked)
+{
+	return changed >= looked->tv_sec - UNSURE_SECONDS;
+}
+
 /* Takes the session lock. */
 static enum maildrop_result
 lock_session(struct maildrop *md)
 {
-	char path[PATH_MAX];
-
-	if (md->format->state_path(md, path, sizeof(path)) == -1) {
+	if (md->format->state_path(md, md->state, sizeof(md->state)) == -1) {
 		log_warning(md->path, "no session lock: no place for one; see "
 				      "option -d");
 		return MAILDROP_OK;
 	}
-	if (state_lock(path, &md->lock) == STATE_HELD)
+	if (state_lock(md->state, &md->lock) == STATE_HELD)
 		return MAILDROP_IN_USE;
 	return MAILDROP_OK;
+}
+
+void
+maildrop_yield(struct maildrop *md)
+{
+	if (md->lock == -1 || md->yielded)
+		return;
+	state_unlock(md->lock);
+	md->yielded = true;
+}
+
+bool
+maildrop_resume(struct maildrop *md)
+{
+	if (!md->yielded)
+		return true;
+	if (!state_relock(md->state, md->lock) || !md->format->undisturbed(md))
+		return false;
+	md->yielded = false;
+	return true;
 }
 
 const struct maildrop_format *
@@ -286,22 +448,56 @@ maildrop_close(struct maildrop *md)
 		md->format->close(md);
 	if (md->lock != -1)
 		close(md->lock);
-	free(md->table.row);
+	message_free(&md->table);
+	message_free(&md->before);
+	free(md->text.octets);
 	maildrop_open_empty(md);
+}
+
+static enum maildrop_result number_copies(struct maildrop *md);
+
+/* Puts what the table says into the state file. That may fail: no reply
+ * depends on it. */
+static void
+remember(struct maildrop *md)
+{
+	if (md->lock != -1 && number_copies(md) == MAILDROP_OK)
+		state_write(md);
+}
+
+static bool
+same_identity(const struct identity *a, const struct identity *b)
+{
+	return memcmp(a->number, b->number, sizeof(a->number)) == 0;
 }
 
 enum maildrop_result
 maildrop_scan(struct maildrop *md)
 {
 	enum maildrop_result result;
+	bool adopted;
 
 	if (md->format == NULL)
 		return MAILDROP_OK;
+	if (md->lock != -1)
+		state_read(md);
 	result = md->format->scan(md);
 	if (result != MAILDROP_OK)
 		md->table.count = 0; /* half a table is none */
 	maildrop_reset(md);
-	return result;
+	if (result != MAILDROP_OK)
+		return result;
+	/* Without a state file of ours there was another server. */
+	if (!md->remembered && md->site->former != FORMER_NONE)
+		md->format->take_over(md);
+	adopted = md->remembered && md->before.row == NULL;
+	if (!adopted || !same_identity(&md->identity, &md->known))
+		remember(md);
+	else if (memcmp(&md->identity.sure, &md->known.sure,
+		     sizeof(md->known.sure)) != 0)
+		state_confirm(md);
+	message_free(&md->before);
+	return MAILDROP_OK;
 }
 
 /* ---- Marks ---- */
@@ -333,6 +529,7 @@ maildrop_reset(struct maildrop *md)
 enum maildrop_result
 maildrop_update(struct maildrop *md, struct maildrop_tally *tally)
 {
+	const unsigned gone = MESSAGE_VANISHED | MESSAGE_REMOVED;
 	enum maildrop_result result = MAILDROP_OK;
 	unsigned i;
 
@@ -340,39 +537,84 @@ maildrop_update(struct maildrop *md, struct maildrop_tally *tally)
 	if (md->format != NULL)
 		result = md->format->update(md, tally);
 	for (i = 0; i < md->table.count; i++)
-		if ((md->table.row[i].flags & MESSAGE_VANISHED) == 0)
+		if ((md->table.row[i].flags & gone) == 0)
 			tally->left++;
-	tally->left -= tally->removed;
+	if (tally->removed == 0)
+		return result;
+	message_drop(&md->table, gone);
+	remember(md);
 	return result;
 }
 
 /* ---- Unique-ids ---- */
 
+/* The maildrop whose copies are numbered; qsort(3) hands on no context. */
+static const struct maildrop *numbering;
+
+/* The digest of a row, as it stands in the row or as text. */
 static int
 by_digest(const struct message *a, const struct message *b)
 {
-	return memcmp(a->of.digest, b->of.digest, DIGEST_OCTETS);
+	const struct message_table *table = &numbering->table;
+	unsigned a_digest = a->flags & MESSAGE_DIGEST;
+	unsigned b_digest = b->flags & MESSAGE_DIGEST;
+
+	if (a_digest == 0 || b_digest == 0)
+		return (a_digest > b_digest) - (a_digest < b_digest);
+	if (!numbering->format->named)
+		return memcmp(a->of.digest, b->of.digest, DIGEST_OCTETS);
+	return strcmp(message_id(numbering, table, (unsigned)(a - table->row)),
+	    message_id(numbering, table, (unsigned)(b - table->row)));
 }
 
-/* Numbers the messages that share a digest, in their order. */
+/* Numbers the rows order[from..to) that share a digest: those that have no
+ * number yet get the next ones, in their order. */
+static void
+number_group(
+    struct maildrop *md, const uint32_t *order, unsigned from, unsigned to)
+{
+	unsigned last = 0, i;
+	struct message *m;
+
+	for (i = from; i < to; i++)
+		if (md->table.row[order[i]].copy > last)
+			last = md->table.row[order[i]].copy;
+	for (i = from; i < to; i++) {
+		m = &md->table.row[order[i]];
+		if (m->copy > 0)
+			continue;
+		if (last < MESSAGE_COPY_MAX)
+			last++;
+		m->copy = last & MESSAGE_COPY_MAX;
+	}
+}
+
+/* Numbers the messages that share a digest. */
 static enum maildrop_result
 number_copies(struct maildrop *md)
 {
-	uint32_t *order = message_order(&md->table, by_digest), i;
-	struct message *m, *before = NULL;
+	const struct message_table *table = &md->table;
+	unsigned i = 0, from = 0;
+	uint32_t *order;
 
+	while (
+	    i < table->count && ((table->row[i].flags & MESSAGE_DIGEST) == 0 ||
+				    table->row[i].copy > 0))
+		i++;
+	md->numbered = i == table->count;
+	if (md->numbered)
+		return MAILDROP_OK;
+	numbering = md;
+	order = message_order(table, by_digest);
 	if (order == NULL)
 		return maildrop_failed(md->path, "unique-ids");
-	for (i = 0; i < md->table.count; i++) {
-		m = &md->table.row[order[i]];
-		if ((m->flags & MESSAGE_DIGEST) == 0)
+	for (i = 1; i <= table->count; i++) {
+		if (i < table->count && by_digest(&table->row[order[from]],
+					    &table->row[order[i]]) == 0)
 			continue;
-		m->copy = 1;
-		if (before != NULL && by_digest(before, m) == 0)
-			m->copy =
-			    (before->copy + (before->copy < MESSAGE_COPY_MAX)) &
-			    MESSAGE_COPY_MAX;
-		before = m;
+		if ((table->row[order[from]].flags & MESSAGE_DIGEST) != 0)
+			number_group(md, order, from, i);
+		from = i;
 	}
 	free(order);
 	md->numbered = true;
@@ -384,18 +626,27 @@ maildrop_unique_id(
     struct maildrop *md, unsigned n, char id[MAILDROP_UID_OCTETS + 1])
 {
 	const struct message *m = &md->table.row[n - 1];
+	const char *own = message_id(md, &md->table, n - 1), *name;
 	enum maildrop_result result;
+	size_t length;
 
-	if ((m->flags & MESSAGE_DIGEST) == 0) {
-		md->format->name_id(m, id);
-		return MAILDROP_OK;
+	if (own != NULL) {
+		strcpy(id, own);
+	} else if ((m->flags & MESSAGE_DIGEST) != 0) {
+		digest_hex(m->of.digest, id);
+	} else {
+		name = md->text.octets + m->place;
+		length = strcspn(name, ":");
+		memcpy(id, name, length);
+		id[length] = '\0';
 	}
+	if ((m->flags & MESSAGE_DIGEST) == 0 || (m->flags & MESSAGE_TAKEN) != 0)
+		return MAILDROP_OK;
 	if (!md->numbered) {
 		result = number_copies(md);
 		if (result != MAILDROP_OK)
 			return result;
 	}
-	digest_hex(m->of.digest, id);
 	if (m->copy > 1)
 		snprintf(id + DIGEST_HEX, MAILDROP_UID_OCTETS - DIGEST_HEX,
 		    ".%u", (unsigned)m->copy);

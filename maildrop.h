@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <time.h>
 
 #include "digest.h"
 
@@ -37,19 +38,28 @@ enum maildrop_result {
 enum message_flag {
 	MESSAGE_DELETED = 1,	/* marked by DELE */
 	MESSAGE_VANISHED = 2,	/* removed by somebody else */
-	MESSAGE_DIGEST = 4,	/* unique-id is `digest` and `copy` */
+	MESSAGE_DIGEST = 4,	/* unique-id is a digest and `copy` */
 	MESSAGE_IN_NEW = 8,	/* Maildir: in new/, not cur/ */
 	MESSAGE_AMBIGUOUS = 16, /* Maildir: others have its base name */
 	MESSAGE_LINKED = 32,	/* Maildir: its file has two names */
 	MESSAGE_MISSED = 64,	/* not found again where others changed it */
+	MESSAGE_SEVERAL = 128,	/* Maildir: seen there more than once */
+	MESSAGE_GAP_LF = 256,	/* mbox: an empty line, LF, separates it */
+	MESSAGE_GAP_CRLF = 512, /* mbox: the same, CRLF */
 	MESSAGE_CHANGED = 1024, /* mbox: others changed its octets */
 	MESSAGE_UNBOUNDED =
-	    2048,	       /* mbox: a stranger follows; its end is unsure */
-	MESSAGE_SEVERAL = 128, /* Maildir: seen there more than once */
-	MESSAGE_GAP_LF = 256,  /* mbox: an empty line, LF, separates it */
-	MESSAGE_GAP_CRLF = 512 /* mbox: the same, CRLF */
+	    2048,	      /* mbox: a stranger follows; its end is unsure */
+	MESSAGE_TAKEN = 4096, /* unique-id is that of the server before us */
+	MESSAGE_KNOWN = 8192, /* Maildir: measured by an earlier session */
+	MESSAGE_REMOVED = 16384 /* UPDATE has removed it */
 };
 #define MESSAGE_FLAGS 0xfffffU /* all that fit; keeps -Wconversion content */
+
+/* Those that a state file keeps, by these numbers. */
+#define MESSAGE_LASTING                                          \
+	(MESSAGE_DIGEST | MESSAGE_IN_NEW | MESSAGE_AMBIGUOUS |   \
+	    MESSAGE_LINKED | MESSAGE_GAP_LF | MESSAGE_GAP_CRLF | \
+	    MESSAGE_TAKEN)
 
 /* One row of the table: 32 octets, since there may be a million. */
 struct message {
@@ -67,6 +77,8 @@ struct message {
 
 struct message_table {
 	struct message *row; /* row[n - 1] is message n */
+	uint32_t *id; /* where in the texts a row's unique-id stands, 0 if
+			 nowhere; NULL where no row has one */
 	unsigned count;
 	unsigned room;
 };
@@ -86,11 +98,29 @@ struct maildrop_tally {
 	bool unfinished; /* removal has begun, and is not complete or durable */
 };
 
+/* The server before us, whose unique-ids are kept. */
+enum former {
+	FORMER_AUTO, /* who has left ids in files of its own */
+	FORMER_DOVECOT,
+	FORMER_COURIER,
+	FORMER_POPA3D,
+	FORMER_NONE
+};
+
 /* What the session knows of the place where maildrops are. */
 struct maildrop_site {
-	const char *side; /* a directory for state and journal of an mbox that
-			     stands in a spool, or NULL */
+	const char *side;   /* a directory for state and journal of an mbox that
+			       stands in a spool, or NULL */
+	enum former former; /* whose unique-ids to take over */
 	void (*group)(bool on); /* takes on the spool's group, or puts it off */
+};
+
+/* What tells one state of a maildrop from another, as the format has it, and
+ * when that was last made sure of. */
+#define IDENTITY_NUMBERS 8
+struct identity {
+	uint64_t number[IDENTITY_NUMBERS];
+	struct timespec sure;
 };
 
 struct maildrop;
@@ -107,10 +137,14 @@ struct maildrop_format {
 	/* Whether what was sent from there was the message; may be NULL. */
 	enum maildrop_result (*sent)(
 	    struct maildrop *md, const struct message *m);
-	void (*name_id)(const struct message *m, char id[]); /* no digest */
 	enum maildrop_result (*update)(
 	    struct maildrop *md, struct maildrop_tally *tally);
+	/* Whether nothing but deliveries has happened since. */
+	bool (*undisturbed)(struct maildrop *md);
+	/* Finds the unique-ids that the server before us gave. */
+	void (*take_over)(struct maildrop *md);
 	void (*close)(struct maildrop *md);
+	bool named; /* `place` is that of a name in the texts */
 };
 
 extern const struct maildrop_format mbox_format, maildir_format;
@@ -121,11 +155,25 @@ struct maildrop {
 	char path[PATH_MAX];
 	bool shared; /* it needs the spool's group */
 	struct message_table table;
-	unsigned count;	 /* messages not marked */
-	uint64_t octets; /* of those */
-	int lock;	 /* the state file, locked, or -1 */
-	bool numbered;	 /* `copy` is known of all rows */
-	char *block;	 /* MAILDROP_BLOCK_OCTETS, while something is read */
+	struct identity identity; /* of what the table shows */
+	unsigned count;		  /* messages not marked */
+	uint64_t octets;	  /* of those */
+	bool numbered;		  /* `copy` is known of all rows */
+	char *block; /* MAILDROP_BLOCK_OCTETS, while something is read */
+
+	/* Names and unique-ids, each with its NUL. */
+	struct {
+		char *octets;
+		size_t used, room;
+	} text;
+
+	/* The state file. */
+	char state[PATH_MAX];
+	int lock;		     /* it, locked, or -1 */
+	bool yielded;		     /* the lock is let go of for a while */
+	bool remembered;	     /* it said something, namely: */
+	struct message_table before; /* until the scan has used it */
+	struct identity known;
 };
 
 /* A sink takes octets as stored; it returns 0, or -1 to want no more. */
@@ -149,9 +197,22 @@ enum maildrop_result maildrop_open(
 /* Makes `md` a maildrop without messages, for a user who has none. */
 void maildrop_open_empty(struct maildrop *md);
 
-/* Fills the table: octets of every message, noted for the whole session
- * (RFC 1939 section 4). After a failure only maildrop_close() may follow. */
+/*
+ * Fills the table: octets of every message, noted for the whole session
+ * (RFC 1939 section 4). What the state file says and still holds is not read
+ * again; what was found out goes there at once. After a failure only
+ * maildrop_close() may follow.
+ */
 enum maildrop_result maildrop_scan(struct maildrop *md);
+
+/*
+ * Lets go of the session lock while the client keeps us waiting, and takes it
+ * back. After maildrop_yield() nothing but maildrop_resume() or
+ * maildrop_close() may touch the maildrop. False: another session has it, or
+ * has had it and changed something; then there may be no UPDATE.
+ */
+void maildrop_yield(struct maildrop *md);
+bool maildrop_resume(struct maildrop *md);
 
 /* Writes the unique-id of message `n` and a NUL to `id`. */
 enum maildrop_result maildrop_unique_id(
@@ -192,6 +253,47 @@ void maildrop_close(struct maildrop *md);
 
 /* Appends a zeroed row; NULL when there is no memory. */
 struct message *message_add(struct message_table *table);
+
+/* Keeps octets among the texts: where they stand, never 0, or -1 when there is
+ * no memory. */
+int64_t text_add(struct maildrop *md, const void *octets, size_t length);
+
+/* Gives row `n` (from 0) the unique-id that stands there in the texts: 0, or
+ * -1 when there is no memory. */
+int message_set_id(struct message_table *table, unsigned n, int64_t text);
+
+/* The unique-id that row `n` (from 0) has in the texts; NULL if none. */
+const char *message_id(
+    const struct maildrop *md, const struct message_table *table, unsigned n);
+
+/* Whether an id is one that RFC 1939 section 7 allows. */
+bool message_id_valid(const char *id, size_t length);
+
+/* Frees the rows of a table. */
+void message_free(struct message_table *table);
+
+/* Closes the gaps in the table that rows with one of `flags` leave. */
+void message_drop(struct message_table *table, unsigned flags);
+
+/*
+ * Hands on to each row what the state file said of the same message (see
+ * maildrop.before): the number among its copies and a unique-id; unless
+ * `inherits`, which may hand on more, says no. The same are those that
+ * `compare` finds equal, in their order. MAILDROP_OK or MAILDROP_TEMP.
+ */
+enum maildrop_result message_inherit(struct maildrop *md,
+    int (*compare)(const struct message *, const struct message *),
+    bool (*inherits)(struct message *to, const struct message *from));
+
+/* Makes the table that of the state file, and the other way round. */
+void message_swap(struct maildrop *md);
+
+/* Whether a time is so near to when something was looked at that a change
+ * within the same tick of the clock would not show. */
+bool time_unsure(time_t changed, const struct timespec *looked);
+
+/* Orders the names of Maildir files by their base names. */
+int compare_bases(const char *a, const char *b);
 
 /*
  * The rows in the order that `compare` gives (as qsort(3) asks of it), equal

@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "former.h"
 #include "journal.h"
 #include "log.h"
 #include "maildrop.h"
@@ -26,14 +27,18 @@
 #define STALE_SECONDS 600   /* a stranger's dotlock this old is abandoned */
 #define TAG "pop3-handler " /* how a dotlock of ours begins */
 #define STRANGERS_MAX 64    /* unknown messages, then we stop to compare */
-#define UNSURE_SECONDS 2    /* a clock may tick as slowly as this */
 
-/* What tells one state of the file from another. */
-struct identity {
-	dev_t device;
-	ino_t inode;
-	off_t size;
-	struct timespec modified, changed;
+/* What tells one state of the file from another: the numbers of its identity.
+ */
+enum {
+	DEVICE,
+	INODE,
+	SIZE,
+	MODIFIED, /* seconds, */
+	MODIFIED_NS,
+	CHANGED,
+	CHANGED_NS,
+	END /* where the last message of the table ends */
 };
 
 static struct {
@@ -42,11 +47,11 @@ static struct {
 	bool shared; /* in a directory that is not the user's: a spool */
 	char state[PATH_MAX], journal[PATH_MAX]; /* empty: no place for them */
 
-	struct identity known; /* when its table was made or compared */
-	bool unsure;	       /* it may since have changed within one tick */
-	off_t end;	       /* where the last message of the table ends */
-	unsigned altered;      /* messages of the table that others changed */
-	bool lost; /* what stands at the path is not ours any more */
+	uint64_t known[END]; /* of the file when it was last looked at */
+	bool unsure;	     /* it may since have changed within one tick */
+	off_t end;	     /* where the last message of the table ends */
+	unsigned altered;    /* messages of the table that others changed */
+	bool lost;	     /* what stands at the path is not ours any more */
 
 	char dotlock_path[PATH_MAX];
 	int dotlock; /* our dotlock, open for refreshing, or -1 */
@@ -172,28 +177,15 @@ is_from_line(const char *line, size_t length)
 /* ---- The file ---- */
 
 static void
-identify(const struct stat *st, struct identity *id)
+identify(const struct stat *st, uint64_t number[END])
 {
-	memset(id, 0, sizeof(*id));
-	id->device = st->st_dev;
-	id->inode = st->st_ino;
-	id->size = st->st_size;
-	id->modified = st->st_mtim;
-	id->changed = st->st_ctim;
-}
-
-static bool
-same_time(const struct timespec *a, const struct timespec *b)
-{
-	return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
-}
-
-static bool
-same_identity(const struct identity *a, const struct identity *b)
-{
-	return a->device == b->device && a->inode == b->inode &&
-	       a->size == b->size && same_time(&a->modified, &b->modified) &&
-	       same_time(&a->changed, &b->changed);
+	number[DEVICE] = st->st_dev;
+	number[INODE] = st->st_ino;
+	number[SIZE] = (uint64_t)st->st_size;
+	number[MODIFIED] = (uint64_t)st->st_mtim.tv_sec;
+	number[MODIFIED_NS] = (uint64_t)st->st_mtim.tv_nsec;
+	number[CHANGED] = (uint64_t)st->st_ctim.tv_sec;
+	number[CHANGED_NS] = (uint64_t)st->st_ctim.tv_nsec;
 }
 
 /* Opens the file; without a trace in its atime, by which mail readers know
@@ -213,15 +205,24 @@ open_quietly(const char *path, int flags)
 	return fd;
 }
 
-/* Remembers the file as it is. What changes again within the clock's tick
- * would look the same. */
-static void
-know_file(const struct stat *st)
+/* Whether a change since `looked` might not show in the times of the file. */
+static bool
+may_hide_change(const uint64_t number[END], const struct timespec *looked)
 {
-	time_t now = time(NULL) - UNSURE_SECONDS;
+	return time_unsure((time_t)number[MODIFIED], looked) ||
+	       time_unsure((time_t)number[CHANGED], looked);
+}
 
-	identify(st, &mbox.known);
-	mbox.unsure = st->st_mtime >= now || st->st_ctime >= now;
+/* Knows the file as it was at `looked`, and that the table is of that. */
+static void
+know_file(
+    struct maildrop *md, const struct stat *st, const struct timespec *looked)
+{
+	identify(st, mbox.known);
+	mbox.unsure = may_hide_change(mbox.known, looked);
+	memcpy(md->identity.number, mbox.known, sizeof(mbox.known));
+	md->identity.number[END] = (uint64_t)mbox.end;
+	md->identity.sure = *looked;
 }
 
 static enum maildrop_result
@@ -832,12 +833,12 @@ scan_block(struct scan *scan, const char *block, size_t length, off_t at,
 }
 
 /*
- * Makes the table of the file as it is now, under the delivery locks; or, if
- * it `compares`, finds the messages of the table again, from row `first` on,
- * of which the place is known.
+ * Makes the table of the file as it is now, from `at` on, under the delivery
+ * locks; or, if it `compares`, finds the messages of the table again, from row
+ * `first` on, which was there.
  */
 static enum maildrop_result
-scan_file(struct maildrop *md, bool compares, unsigned first)
+scan_file(struct maildrop *md, off_t at, bool compares, unsigned first)
 {
 	struct scan scan = {.md = md,
 	    .compares = compares,
@@ -845,10 +846,11 @@ scan_file(struct maildrop *md, bool compares, unsigned first)
 	    .previous = LINE_EMPTY_LF};
 	enum maildrop_result result = MAILDROP_OK;
 	size_t held = 0, part, used;
-	off_t at = first == 0 ? 0 : (off_t)md->table.row[first].place;
+	struct timespec looked;
 	struct stat st;
 	off_t size;
 
+	clock_gettime(CLOCK_REALTIME, &looked);
 	if (fstat(mbox.fd, &st) == -1)
 		return maildrop_failed(md->path, "stat");
 	size = scan.end = st.st_size;
@@ -885,22 +887,9 @@ scan_file(struct maildrop *md, bool compares, unsigned first)
 		log_warning(md->path, "another changed %u messages meanwhile",
 		    scan.altered);
 	mbox.altered = scan.altered;
-	know_file(&st);
 	mbox.end = scan.end;
+	know_file(md, &st, &looked);
 	return MAILDROP_OK;
-}
-
-static enum maildrop_result
-mbox_scan(struct maildrop *md)
-{
-	enum maildrop_result result;
-
-	result = lock_delivery(md);
-	if (result != MAILDROP_OK)
-		return result;
-	result = scan_file(md, false, 0);
-	unlock_delivery(md);
-	return result;
 }
 
 static int
@@ -1033,7 +1022,7 @@ enum change { CHANGE_NONE, CHANGE_SMALL, CHANGE_ANY };
 static enum maildrop_result
 look(struct maildrop *md, enum change *change)
 {
-	struct identity now;
+	uint64_t now[END];
 	struct stat st;
 
 	*change = CHANGE_ANY;
@@ -1041,11 +1030,12 @@ look(struct maildrop *md, enum change *change)
 		return MAILDROP_TEMP;
 	if (stat(md->path, &st) == -1)
 		return maildrop_failed(md->path, "stat");
-	identify(&st, &now);
-	if (same_identity(&now, &mbox.known))
+	identify(&st, now);
+	if (memcmp(now, mbox.known, sizeof(now)) == 0)
 		*change = mbox.unsure ? CHANGE_SMALL : CHANGE_NONE;
-	else if (now.device == mbox.known.device &&
-		 now.inode == mbox.known.inode && now.size > mbox.known.size)
+	else if (now[DEVICE] == mbox.known[DEVICE] &&
+		 now[INODE] == mbox.known[INODE] &&
+		 now[SIZE] > mbox.known[SIZE])
 		*change = CHANGE_SMALL;
 	return MAILDROP_OK;
 }
@@ -1083,12 +1073,13 @@ compare_file(struct maildrop *md, enum change change)
 		return MAILDROP_OK;
 	if (change == CHANGE_SMALL && md->table.count > 0 &&
 	    places_hold(md, &last)) {
-		result = scan_file(md, true, last);
+		result =
+		    scan_file(md, (off_t)md->table.row[last].place, true, last);
 		if (result != MAILDROP_OK ||
 		    (md->table.row[last].flags & MESSAGE_MISSED) == 0)
 			return result;
 	}
-	return scan_file(md, true, 0);
+	return scan_file(md, 0, true, 0);
 }
 
 /* Makes sure that the table still tells where our messages are. */
@@ -1175,6 +1166,141 @@ mbox_sent(struct maildrop *md, const struct message *m)
 		   : MAILDROP_TEMP;
 }
 
+/* ---- What the state file knows ---- */
+
+static int
+by_row_digest(const struct message *a, const struct message *b)
+{
+	return memcmp(a->of.digest, b->of.digest, DIGEST_OCTETS);
+}
+
+/* How the file may have changed since the state file was written. */
+static enum maildrop_result
+look_since(struct maildrop *md, enum change *change)
+{
+	memcpy(mbox.known, md->known.number, sizeof(mbox.known));
+	mbox.end = (off_t)md->known.number[END];
+	mbox.unsure = may_hide_change(mbox.known, &md->known.sure);
+	md->identity = md->known;
+	return look(md, change);
+}
+
+/* Whether the places that the state file tells are such as a scan could have
+ * found. */
+static bool
+places_possible(const struct maildrop *md)
+{
+	uint64_t end = md->known.number[END], least = 0;
+	unsigned i;
+
+	for (i = 0; i < md->before.count; i++) {
+		if (md->before.row[i].place < least)
+			return false;
+		least = md->before.row[i].place + 1;
+	}
+	return least <= end && end <= md->known.number[SIZE] &&
+	       end <= MESSAGE_OCTETS_MAX;
+}
+
+/*
+ * Takes the table from the state file and adds what was delivered since. The
+ * last message is read again: it must be what it was. `*done` is whether that
+ * could be done.
+ */
+static enum maildrop_result
+extend_table(struct maildrop *md, bool *done)
+{
+	struct message_table *table = &md->table;
+	enum maildrop_result result = MAILDROP_OK;
+	unsigned last = md->before.count;
+	struct message was, *row;
+	uint32_t id;
+
+	*done = false;
+	if (last-- == 0)
+		return MAILDROP_OK;
+	message_swap(md);
+	was = table->row[last];
+	id = table->id != NULL ? table->id[last] : 0;
+	if (places_hold(md, &last)) {
+		table->count = last;
+		result = scan_file(md, (off_t)was.place, false, 0);
+		row = &table->row[last];
+		*done = table->count > last && by_row_digest(row, &was) == 0 &&
+			row->octets == was.octets;
+	}
+	if (table->id != NULL)
+		table->id[last] = id;
+	if (*done) {
+		row->copy = was.copy;
+		row->flags |= was.flags & MESSAGE_TAKEN;
+	} else {
+		table->row[last] = was;
+		table->count = last + 1;
+		message_swap(md);
+	}
+	return result;
+}
+
+/* Scans what is not known, under the delivery locks. */
+static enum maildrop_result
+scan_locked(struct maildrop *md)
+{
+	enum maildrop_result result = MAILDROP_OK;
+	enum change change = CHANGE_ANY;
+	bool done = false;
+
+	if (md->remembered)
+		result = look_since(md, &change);
+	if (result == MAILDROP_OK && change == CHANGE_NONE) {
+		message_swap(md);
+		return MAILDROP_OK;
+	}
+	if (result == MAILDROP_OK && change == CHANGE_SMALL)
+		result = extend_table(md, &done);
+	if (result != MAILDROP_OK || done)
+		return result;
+	md->table.count = 0;
+	result = scan_file(md, 0, false, 0);
+	if (result == MAILDROP_OK && md->remembered)
+		result = message_inherit(md, by_row_digest, NULL);
+	return result;
+}
+
+static enum maildrop_result
+mbox_scan(struct maildrop *md)
+{
+	enum maildrop_result result;
+	enum change change;
+
+	if (md->remembered && !places_possible(md))
+		memset(&md->known, 0, sizeof(md->known));
+	/* What is unchanged is not read, and takes no delivery lock. */
+	if (md->remembered && !journal_stands()) {
+		result = look_since(md, &change);
+		if (result != MAILDROP_OK)
+			return result;
+		if (change == CHANGE_NONE) {
+			message_swap(md);
+			return MAILDROP_OK;
+		}
+	}
+	result = lock_delivery(md);
+	if (result != MAILDROP_OK)
+		return result;
+	result = scan_locked(md);
+	unlock_delivery(md);
+	return result;
+}
+
+static bool
+mbox_undisturbed(struct maildrop *md)
+{
+	enum change change;
+
+	return look(md, &change) == MAILDROP_OK && change != CHANGE_ANY;
+}
+
 /* ---- UPDATE ---- */
 
 /* Whether row `n` is to go, and it is certain what that is. */
@@ -1250,6 +1376,36 @@ remove_marked(struct maildrop *md, off_t size, struct maildrop_tally *tally)
 	return result == JOURNAL_OK ? MAILDROP_OK : MAILDROP_TEMP;
 }
 
+/* Gives what stays the places it has now, for the state file. */
+static void
+settle_places(struct maildrop *md)
+{
+	struct timespec looked;
+	off_t removed = 0;
+	unsigned n, next;
+	struct stat st;
+
+	for (n = next_row(md, 0); n < md->table.count; n = next) {
+		next = next_row(md, n + 1);
+		if (is_deleted(md, n)) {
+			removed += place_of(md, next) - place_of(md, n);
+			md->table.row[n].flags |= MESSAGE_REMOVED;
+		} else {
+			md->table.row[n].place =
+			    (md->table.row[n].place - (uint64_t)removed) &
+			    MESSAGE_OCTETS_MAX;
+		}
+	}
+	mbox.end -= removed;
+	clock_gettime(CLOCK_REALTIME, &looked);
+	/* With a message of another among ours only the unique-ids hold. */
+	if (fstat(mbox.fd, &st) == -1 || mbox.altered > 0)
+		memset(&st, 0, sizeof(st));
+	/* What was delivered since is not in the table: the file has grown. */
+	st.st_size = mbox.end;
+	know_file(md, &st, &looked);
+}
+
 static enum maildrop_result
 update_locked(struct maildrop *md, struct maildrop_tally *tally)
 {
@@ -1267,7 +1423,10 @@ update_locked(struct maildrop *md, struct maildrop_tally *tally)
 		return result;
 	if (fstat(mbox.fd, &st) == -1)
 		return maildrop_failed(md->path, "stat");
-	return remove_marked(md, st.st_size, tally);
+	result = remove_marked(md, st.st_size, tally);
+	if (result == MAILDROP_OK)
+		settle_places(md);
+	return result;
 }
 
 static enum maildrop_result
@@ -1298,6 +1457,12 @@ mbox_update(struct maildrop *md, struct maildrop_tally *tally)
 	return tally->failed == 0 ? MAILDROP_OK : MAILDROP_TEMP;
 }
 
+static void
+mbox_take_over(struct maildrop *md)
+{
+	former_mbox(md, mbox.fd, mbox.end);
+}
+
 const struct maildrop_format mbox_format = {
     .name = "mbox",
     .state_path = mbox_state_path,
@@ -1306,5 +1471,7 @@ const struct maildrop_format mbox_format = {
     .find = mbox_find,
     .sent = mbox_sent,
     .update = mbox_update,
+    .undisturbed = mbox_undisturbed,
+    .take_over = mbox_take_over,
     .close = mbox_close,
 };

@@ -30,6 +30,7 @@
 
 #define VERSION "0.1"
 #define AUTOLOGOUT_SECONDS 600 /* RFC 1939 section 3: at least ten minutes */
+#define GRACE_SECONDS 60
 #define MAILDROPS_MAX 16
 #define HOST_OCTETS 255
 #define NONSENSE_MAX 20	       /* in a row, then the session ends */
@@ -46,11 +47,14 @@ static struct {
 	} maildrop[MAILDROPS_MAX];
 	unsigned maildrops;
 	const char *side;      /* -d */
+	unsigned grace;	       /* -g, seconds */
+	enum former former;    /* -i */
 	bool preauthenticated; /* -P */
 	unsigned autologout;   /* -t, seconds */
 	const char *front;     /* -u */
 	char host[HOST_OCTETS + 1];
 } options = {.side = "%h/.pop3-handler",
+    .grace = GRACE_SECONDS,
     .autologout = AUTOLOGOUT_SECONDS,
     .front = "nobody"};
 
@@ -62,11 +66,12 @@ enum reason {
 	REASON_AUTOLOGOUT,
 	REASON_NONSENSE,
 	REASON_LOGINS,
-	REASON_MAILDROP
+	REASON_MAILDROP,
+	REASON_TAKEN
 };
 
 static const char *const reason_names[] = {"none", "quit", "disconnect",
-    "autologout", "nonsense", "failed-logins", "maildrop"};
+    "autologout", "nonsense", "failed-logins", "maildrop", "taken-over"};
 
 static struct {
 	bool authorized;   /* AUTHORIZATION is over */
@@ -365,6 +370,33 @@ do_uidl(char *argument)
 	wire_dot();
 }
 
+/* The client keeps us waiting: another session may have the maildrop. */
+static void
+yield_maildrop(void)
+{
+	maildrop_yield(&session.maildrop);
+}
+
+/* Takes the maildrop back before it is touched. If another session has had it
+ * and is not done, or has changed it, then it is as on autologout. */
+static bool
+resume_maildrop(void)
+{
+	if (maildrop_resume(&session.maildrop))
+		return true;
+	end_session(REASON_TAKEN);
+	return false;
+}
+
+/* What a message is sent to; the client may keep us waiting in between. */
+static int
+send_octets(void *context, const char *data, size_t length)
+{
+	return wire_message(context, data, length) == 0 && resume_maildrop()
+		   ? 0
+		   : -1;
+}
+
 /* Sends message `n` or its top, once the reply can no longer be -ERR. */
 static void
 send_message(unsigned n, struct stored *where, uint64_t lines)
@@ -373,7 +405,7 @@ send_message(unsigned n, struct stored *where, uint64_t lines)
 
 	wire_message_begin();
 	result = maildrop_send(
-	    &session.maildrop, n, where, lines, wire_message, NULL);
+	    &session.maildrop, n, where, lines, send_octets, NULL);
 	if (result == MAILDROP_OK) {
 		wire_message_end();
 		return;
@@ -472,6 +504,8 @@ do_quit(char *argument)
 		end_session(reason_of(status));
 		return;
 	}
+	if (!resume_maildrop())
+		return;
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, &before);
 	result = maildrop_update(&session.maildrop, tally);
@@ -642,6 +676,9 @@ serve(void)
 				break;
 			}
 		}
+		if ((status == WIRE_OK || status == WIRE_TOO_LONG) &&
+		    !resume_maildrop())
+			break;
 		if (status == WIRE_OK) {
 			obey(line, length);
 		} else if (status == WIRE_TOO_LONG) {
@@ -703,6 +740,7 @@ open_maildrop(const struct account *account)
 
 	if (account_expand(options.side, account, side, sizeof(side)) == 0)
 		site.side = side;
+	site.former = options.former;
 	for (i = 0; result == MAILDROP_VANISHED && i < options.maildrops; i++) {
 		result = maildrop_path(i, account, path);
 		if (result == MAILDROP_OK)
@@ -758,8 +796,9 @@ run_transaction(const struct account *account, const char *welcome)
 	    log_quote(
 		session.maildrop.format != NULL ? session.maildrop.path : "-",
 		quoted));
+	wire_grace(options.grace, yield_maildrop);
 	wire_ok("%s", welcome);
-	if (wire_flush() == WIRE_OK) {
+	if (wire_flush() == WIRE_OK && resume_maildrop()) {
 		session.scanned = maildrop_scan(&session.maildrop);
 		serve();
 	} else {
@@ -1081,10 +1120,11 @@ usage(const char *option, const char *wrong)
 			log_error(option, "%s", wrong);
 	}
 	fprintf(stderr,
-	    "usage: pop3-handler -a file [-d dir] [-h name] [-m maildrop]... "
-	    "[-t seconds] [-u user]\n"
-	    "       pop3-handler -P [-d dir] [-h name] [-m maildrop]... "
-	    "[-t seconds]\n"
+	    "usage: pop3-handler -a file [-d dir] [-g seconds] [-h name] "
+	    "[-i kind]\n"
+	    "           [-m maildrop]... [-t seconds] [-u user]\n"
+	    "       pop3-handler -P [-d dir] [-g seconds] [-h name] [-i kind]\n"
+	    "           [-m maildrop]... [-t seconds]\n"
 	    "       pop3-handler -V\n");
 	exit(EX_USAGE);
 }
@@ -1111,6 +1151,32 @@ set_host(const char *name)
 		if (name[i] <= ' ' || name[i] > '~' || name[0] == '[')
 			usage("-h", "not a host name");
 	strcpy(options.host, name);
+}
+
+static void
+set_grace(const char *text)
+{
+	uint64_t seconds;
+
+	if (!read_number(text, &seconds) || seconds > INT32_MAX)
+		usage("-g", "not a number of seconds");
+	options.grace = (unsigned)seconds;
+}
+
+/* Whose unique-ids to take over, in the order of enum former. */
+static void
+set_former(const char *text)
+{
+	static const char *const names[] = {
+	    "auto", "dovecot", "courier", "popa3d", "none"};
+	unsigned i;
+
+	for (i = 0; i < sizeof(names) / sizeof(*names); i++)
+		if (strcmp(text, names[i]) == 0) {
+			options.former = (enum former)i;
+			return;
+		}
+	usage("-i", "not auto, dovecot, courier, popa3d or none");
 }
 
 static void
@@ -1169,7 +1235,7 @@ read_options(int argc, char **argv)
 	int option;
 
 	opterr = 0;
-	while ((option = getopt(argc, argv, "a:d:h:m:Pt:u:V")) != -1)
+	while ((option = getopt(argc, argv, "a:d:g:h:i:m:Pt:u:V")) != -1)
 		switch (option) {
 		case 'a':
 			options.accounts = optarg;
@@ -1179,8 +1245,14 @@ read_options(int argc, char **argv)
 				usage("-d", "not a path or template");
 			options.side = optarg;
 			break;
+		case 'g':
+			set_grace(optarg);
+			break;
 		case 'h':
 			set_host(optarg);
+			break;
+		case 'i':
+			set_former(optarg);
 			break;
 		case 'm':
 			add_maildrop(optarg);

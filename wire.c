@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CLIENT_IN STDIN_FILENO
@@ -30,6 +31,10 @@ static struct {
 	enum wire_status ended; /* WIRE_OK as long as the client is there */
 	enum fd_kind in_kind, out_kind;
 	unsigned autologout; /* seconds */
+	unsigned grace;	     /* seconds, then `idle` is called; 0: never */
+	void (*idle)(void);
+	struct timespec waiting_since; /* for the client, with its clock */
+	bool idled;		       /* `idle` has been called since */
 	int watched;
 	bool armed;	  /* alarm(2) runs */
 	bool renew;	  /* the client made progress: begin the time anew */
@@ -105,11 +110,21 @@ wire_open(enum wire_reading reading, unsigned autologout, int watched)
 	setsockopt(CLIENT_OUT, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 }
 
+void
+wire_grace(unsigned seconds, void (*idle)(void))
+{
+	wire.grace = seconds;
+	wire.idle = idle;
+}
+
 static void
 arm(void)
 {
-	if (!wire.armed || wire.renew)
+	if (!wire.armed || wire.renew) {
 		alarm(wire.autologout);
+		clock_gettime(CLOCK_MONOTONIC, &wire.waiting_since);
+		wire.idled = false;
+	}
 	wire.armed = true;
 	wire.renew = false;
 }
@@ -122,20 +137,47 @@ disarm(void)
 	wire.armed = wire.renew = false;
 }
 
+/* How much of the grace is left; none where it is not waited for. */
+static const struct timespec *
+grace_left(struct timespec *left)
+{
+	struct timespec now;
+
+	if (wire.grace == 0 || wire.idled)
+		return NULL;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	left->tv_sec = wire.waiting_since.tv_sec + wire.grace - now.tv_sec;
+	left->tv_nsec = wire.waiting_since.tv_nsec - now.tv_nsec;
+	if (left->tv_nsec < 0) {
+		left->tv_nsec += 1000000000;
+		left->tv_sec--;
+	}
+	if (left->tv_sec < 0)
+		left->tv_sec = left->tv_nsec = 0;
+	return left;
+}
+
 /* Waits for `fd` with the clock running; sets wire.ended where that fails. */
 static void
 wait_for_client(int fd, short events)
 {
 	struct pollfd fds[2] = {{.fd = fd, .events = events},
 	    {.fd = wire.watched, .events = POLLIN}};
+	struct timespec left;
+	int n;
 
 	arm();
-	if (ppoll(fds, 2, NULL, &wire.waiting) == -1 && errno != EINTR)
+	n = ppoll(fds, 2, grace_left(&left), &wire.waiting);
+	if (n == -1 && errno != EINTR)
 		wire.ended = WIRE_GONE;
 	else if (alarmed)
 		wire.ended = WIRE_AUTOLOGOUT;
-	else if (fds[1].revents != 0)
+	else if (n > 0 && fds[1].revents != 0)
 		wire.ended = WIRE_GONE;
+	if (n == 0) {
+		wire.idled = true;
+		wire.idle();
+	}
 }
 
 /*

@@ -37,6 +37,12 @@ enum wire_reading {
 void wire_open(enum wire_reading reading, unsigned autologout, int watched);
 
 /*
+ * Calls `idle`, once a wait, when the client has kept us waiting for so many
+ * seconds: for a command, or to take the next octets of a reply. 0 is never.
+ */
+void wire_grace(unsigned seconds, void (*idle)(void));
+
+/*
  * The next command line, without its CRLF or LF, NUL-terminated, its length
  * stored in `length` (a NUL in the line shows as strlen() != length). It is
  * ours and lasts until the next call. Sends what is buffered before it waits.

@@ -228,7 +228,7 @@ ids() {
 	(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
 		strace -o trace "$POP3" -P -m B >out 2>log)
 	# Dotlock, fcntl, the rewrite, and both given up again.
-	sed -n '/DELE/,$s/^\(link\|fcntl\|pwrite64\|ftruncate\|unlink\)(\(.*\)/\1 \2/p' "$T/trace" |
+	sed -n '/DELE/,/pop3-state/s/^\(link\|fcntl\|pwrite64\|ftruncate\|unlink\)(\(.*\)/\1 \2/p' "$T/trace" |
 		sed -n '/"pop3-handler /d;s/^link .*/link/p;s/^fcntl.*F_WRLCK.*/lock/p;s/^fcntl.*F_UNLCK.*/unlock/p;s/^pwrite64.*/write/p;s/^ftruncate.*/cut/p;s/^unlink .*B\.lock".*/unlink/p' >"$T/order"
 	[ "$(uniq "$T/order" | tr '\n' ' ')" = 'link lock write cut unlock unlink ' ]
 }
