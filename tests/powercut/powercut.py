@@ -939,7 +939,7 @@ def arguments():
     add(
         "--samples",
         type=int,
-        default=100,
+        default=1000,
         metavar="N",
         help="subsets tried where more are pending",
     )
@@ -961,7 +961,7 @@ def arguments():
     add(
         "--full",
         action="store_true",
-        help="samples 1000, large 50, again 20, and every state with and "
+        help="large 50, again 20, and every state with and "
         "without mail delivered after the cut",
     )
     add("--jobs", type=int, default=2, metavar="N", help="processes at work")
@@ -972,7 +972,7 @@ def arguments():
     options.late = None  # by chance
     options.join = False
     if options.full:
-        options.samples, options.large, options.again = 1000, 50, 20
+        options.large, options.again = 50, 20
         options.late = [False, True]
     for name in options.mailbox:
         if name not in mailboxes():
