@@ -1333,6 +1333,9 @@ close_holes(struct maildrop *md, unsigned hole, off_t size, uint64_t moving)
 	struct journal j;
 	unsigned n, next;
 
+	/* After a power cut, too, the next session is to know it for ours. */
+	if (mbox.dotlock != -1)
+		sync_file(mbox.dotlock);
 	set_journal(md, &j);
 	result = journal_begin(&j, place_of(md, hole), moving);
 	for (n = hole; result == JOURNAL_OK && n < md->table.count; n = next) {

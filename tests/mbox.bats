@@ -379,6 +379,17 @@ ids() {
 	! grep -q 'pop3-journal.*O_CREAT' "$T/trace"
 }
 
+@test "the dotlock is on the disk as ours before a journal begins" {
+	need strace
+	three
+	give
+	(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
+		strace -y -o trace "$POP3" -P -m B >out 2>log)
+	sed -n 's/^fsync(.*pop3-lock.*/lock/p;s/^fsync(.*\.lock>.*/lock/p;s/^openat(.*pop3-journal".*O_CREAT.*/journal/p' \
+		"$T/trace" >"$T/order"
+	[ "$(tr '\n' ' ' <"$T/order")" = 'lock journal ' ]
+}
+
 @test "a file at the journal's path that is none of ours is set aside, never applied" {
 	three
 	cp "$T/B" "$T/before"
