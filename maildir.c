@@ -458,7 +458,8 @@ static enum maildrop_result
 measure(struct maildrop *md, struct message *m)
 {
 	bool odd =
-	    !base_is_id(name_of(m)) || (m->flags & MESSAGE_AMBIGUOUS) != 0;
+	    (!base_is_id(name_of(m)) || (m->flags & MESSAGE_AMBIGUOUS) != 0) &&
+	    (m->flags & MESSAGE_TAKEN) == 0;
 	enum maildrop_result result;
 	struct stat st;
 	int fd, failed;
@@ -496,6 +497,8 @@ inherit_measure(struct message *to, const struct message *from)
 {
 	if (((to->flags | from->flags) & MESSAGE_AMBIGUOUS) != 0)
 		return false;
+	if ((from->flags & MESSAGE_CHANGED) != 0)
+		return true;
 	to->octets = from->octets;
 	to->of.size = from->of.size;
 	to->flags |= MESSAGE_KNOWN;
@@ -678,10 +681,14 @@ maildir_find(struct maildrop *md, struct message *m, struct stored *where)
 	if (where->fd == -1)
 		return maildrop_failed(name_of(m), "open");
 	/* The size was announced, and the content of a Maildir's file never
-	 * changes; if somebody changed it, it is not what we announced. */
+	 * changes; if somebody changed it, it is not what we announced, and
+	 * the next session is to measure it again. */
 	if ((uint64_t)st.st_size != m->of.size) {
-		log_error(name_of(m), "changed by another during the session");
+		log_error(name_of(m), "changed since it was measured");
 		close(where->fd);
+		m->flags |= MESSAGE_CHANGED;
+		memset(md->identity.number, 0, sizeof(md->identity.number));
+		maildrop_remember(md);
 		return MAILDROP_TEMP;
 	}
 	where->start = 0;

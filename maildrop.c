@@ -456,10 +456,8 @@ maildrop_close(struct maildrop *md)
 
 static enum maildrop_result number_copies(struct maildrop *md);
 
-/* Puts what the table says into the state file. That may fail: no reply
- * depends on it. */
-static void
-remember(struct maildrop *md)
+void
+maildrop_remember(struct maildrop *md)
 {
 	if (md->lock != -1 && number_copies(md) == MAILDROP_OK)
 		state_write(md);
@@ -492,7 +490,7 @@ maildrop_scan(struct maildrop *md)
 		md->format->take_over(md);
 	adopted = md->remembered && md->before.row == NULL;
 	if (!adopted || !same_identity(&md->identity, &md->known))
-		remember(md);
+		maildrop_remember(md);
 	else if (memcmp(&md->identity.sure, &md->known.sure,
 		     sizeof(md->known.sure)) != 0)
 		state_confirm(md);
@@ -542,7 +540,7 @@ maildrop_update(struct maildrop *md, struct maildrop_tally *tally)
 	if (tally->removed == 0)
 		return result;
 	message_drop(&md->table, gone);
-	remember(md);
+	maildrop_remember(md);
 	return result;
 }
 

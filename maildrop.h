@@ -46,7 +46,7 @@ enum message_flag {
 	MESSAGE_SEVERAL = 128,	/* Maildir: seen there more than once */
 	MESSAGE_GAP_LF = 256,	/* mbox: an empty line, LF, separates it */
 	MESSAGE_GAP_CRLF = 512, /* mbox: the same, CRLF */
-	MESSAGE_CHANGED = 1024, /* mbox: others changed its octets */
+	MESSAGE_CHANGED = 1024, /* others changed its octets */
 	MESSAGE_UNBOUNDED =
 	    2048,	      /* mbox: a stranger follows; its end is unsure */
 	MESSAGE_TAKEN = 4096, /* unique-id is that of the server before us */
@@ -59,7 +59,7 @@ enum message_flag {
 #define MESSAGE_LASTING                                          \
 	(MESSAGE_DIGEST | MESSAGE_IN_NEW | MESSAGE_AMBIGUOUS |   \
 	    MESSAGE_LINKED | MESSAGE_GAP_LF | MESSAGE_GAP_CRLF | \
-	    MESSAGE_TAKEN)
+	    MESSAGE_CHANGED | MESSAGE_TAKEN)
 
 /* One row of the table: 32 octets, since there may be a million. */
 struct message {
@@ -287,6 +287,10 @@ enum maildrop_result message_inherit(struct maildrop *md,
 
 /* Makes the table that of the state file, and the other way round. */
 void message_swap(struct maildrop *md);
+
+/* Puts what the table says into the state file. That may fail: no reply depends
+ * on it. */
+void maildrop_remember(struct maildrop *md);
 
 /* Whether a time is so near to when something was looked at that a change
  * within the same tick of the clock would not show. */

@@ -156,13 +156,16 @@ ids() {
 	[ -z "$(ls "$T/M/cur")" ]
 }
 
-@test "a message that changed its size during the session is not sent" {
+@test "a message that has changed its size is not sent, and the next session measures it anew" {
 	message cur/1.a:2, 'Subject: one\n\n1\n'
 	converse -P -m M
 	printf more >>"$T/M/cur/1.a:2,"
 	tell 'RETR 1\r\n'
 	has '-ERR [SYS/TEMP]' "$T/out"
-	logged 'changed by another during the session'
+	logged 'changed since it was measured'
+	hang_up
+	say 'RETR 1\r\nUIDL 1\r\n' -m M
+	expect "$HELLO+OK 25 octets\r\nSubject: one\r\n\r\n1\r\nmore\r\n.\r\n+OK 1 1.a\r\n"
 }
 
 @test "a marked message that now has two files is neither removed nor called removed" {
