@@ -10,9 +10,12 @@ WARNINGS = -Wall -Wextra -Wpedantic -Wshadow -Wconversion \
 	-Wstrict-prototypes -Wmissing-prototypes
 HARDENING = -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2
 CFLAGS = -O2 -g $(HARDENING)
-CPPFLAGS = -D_GNU_SOURCE
+CPPFLAGS = -D_GNU_SOURCE $(CAGE_$(CAGE))
 LDFLAGS = -pie -Wl,-z,relro,-z,now
 LDLIBS = -lcrypt
+# CAGE=0 leaves seccomp and Landlock out, for sanitizers and valgrind.
+CAGE = 1
+CAGE_0 = -DNO_CAGE
 
 OBJECTS = pop3-handler.o account.o digest.o former.o journal.o log.o maildir.o maildrop.o \
 	mbox.o peer.o sandbox.o state.o wire.o
@@ -26,7 +29,7 @@ pop3-handler: $(OBJECTS)
 .c.o:
 	$(CC) -std=c11 $(CPPFLAGS) $(WARNINGS) $(CFLAGS) -c -o $@ $<
 
-account.o: account.h log.h
+account.o: account.h digest.h log.h sandbox.h
 digest.o: digest.h
 former.o: digest.h former.h log.h maildrop.h
 journal.o: digest.h journal.h log.h maildrop.h state.h
@@ -34,9 +37,9 @@ log.o: log.h
 maildir.o: digest.h former.h log.h maildrop.h
 mbox.o: digest.h former.h journal.h log.h maildrop.h
 maildrop.o: digest.h log.h maildrop.h state.h
-peer.o: peer.h
+peer.o: log.h peer.h
 pop3-handler.o: account.h digest.h log.h maildrop.h peer.h sandbox.h wire.h
-sandbox.o: sandbox.h
+sandbox.o: log.h sandbox.h
 state.o: digest.h log.h maildrop.h state.h
 wire.o: wire.h
 

@@ -5,16 +5,24 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pwd.h>
+#include <shadow.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <sysexits.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "digest.h"
 #include "log.h"
+#include "sandbox.h"
 
 #define LINE_OCTETS 8192
 #define FIELDS 7 /* what follows the shell is not for us */
@@ -140,26 +148,57 @@ same_text(const char *a, const char *b)
 	return difference == 0;
 }
 
-/* Spends one crypt(3), whatever `stored` is, and compares. */
+/* Spends one crypt(3), with `setting` or, if it is NULL, with `decoy`. */
 static bool
-proves(const char *stored, const char *decoy, const char *secret)
+proves_hash(const char *setting, const char *decoy, const char *secret)
 {
 	static struct crypt_data work;
-	const char *setting = NULL, *plain = NULL, *hash;
+	const char *hash;
 	bool proven;
 
-	if (stored != NULL) {
-		plain = plain_secret(stored);
-		setting = plain != NULL ? NULL : crypt_setting(stored);
-	}
 	hash = crypt_r(secret, setting != NULL ? setting : decoy, &work);
-	if (plain != NULL)
-		proven = *plain != '\0' && same_text(plain, secret);
-	else
-		proven = setting != NULL && hash != NULL && *hash != '*' &&
-			 same_text(setting, hash);
+	proven = setting != NULL && hash != NULL && *hash != '*' &&
+		 same_text(setting, hash);
 	explicit_bzero(&work, sizeof(work));
 	return proven;
+}
+
+/* Whether a secret that the client did not send makes the digest it sent. */
+static bool
+proves_apop(const char *plain, const struct account_proof *proof)
+{
+	unsigned char digest[DIGEST_OCTETS];
+	char hex[DIGEST_HEX + 1];
+	struct digest d;
+
+	digest_start(&d);
+	digest_add(&d, proof->stamp, strlen(proof->stamp));
+	digest_add(&d, plain, strlen(plain));
+	digest_end(&d, digest);
+	digest_hex(digest, hex);
+	explicit_bzero(&d, sizeof(d));
+	return same_text(hex, proof->secret);
+}
+
+/* Whether a proof fits the SECRET field; NULL is that of an unknown name. The
+ * work is the same in any case. */
+static bool
+proves(const char *stored, const char *decoy, const struct account_proof *proof)
+{
+	const char *plain = stored != NULL ? plain_secret(stored) : NULL;
+	const char *setting = NULL;
+	bool proven, hashed;
+
+	if (stored != NULL && plain == NULL)
+		setting = crypt_setting(stored);
+	hashed = proves_hash(setting, decoy, proof->secret);
+	if (proof->apop)
+		proven = proves_apop(plain != NULL ? plain : "", proof);
+	else
+		proven =
+		    plain != NULL ? same_text(plain, proof->secret) : hashed;
+	/* An empty secret lets nobody in. */
+	return proven && (plain != NULL ? *plain != '\0' : !proof->apop);
 }
 
 /* Reads a uid or gid; an empty one is `own`, which root has none to give. */
@@ -305,8 +344,8 @@ look_up(FILE *in, const char *file, const char *name, struct entry *own,
 	return known;
 }
 
-enum account_verdict
-account_check(const char *file, const char *name, const char *secret,
+static enum account_verdict
+check_file(const char *file, const struct account_proof *proof,
     struct account *account)
 {
 	static struct entry own;
@@ -320,7 +359,7 @@ account_check(const char *file, const char *name, const char *secret,
 		return ACCOUNT_TEMP;
 	setvbuf(in, buffer, _IOFBF, sizeof(buffer));
 	strcpy(decoy, DECOY);
-	known = look_up(in, file, name, &own, decoy);
+	known = look_up(in, file, proof->name, &own, decoy);
 	failed = ferror(in) != 0;
 	fclose(in);
 	if (failed) {
@@ -329,13 +368,431 @@ account_check(const char *file, const char *name, const char *secret,
 	} else {
 		if (known)
 			judge_secret(file, &own);
-		if (proves(known ? own.field[SECRET] : NULL, decoy, secret))
+		if (proves(known ? own.field[SECRET] : NULL, decoy, proof))
 			verdict = accept(file, &own, account);
 	}
 	explicit_bzero(&own, sizeof(own));
 	explicit_bzero(buffer, sizeof(buffer));
 	explicit_bzero(decoy, sizeof(decoy));
 	return verdict;
+}
+
+/* ---- The system's accounts ---- */
+
+#define SECONDS_A_DAY 86400
+#define NOLOGIN "/etc/nologin"
+
+/* A hash as costly as the system's own, for names that have none. */
+static const char *
+system_decoy(void)
+{
+#ifdef CRYPT_GENSALT_IMPLEMENTS_DEFAULT_PREFIX
+	static char setting[CRYPT_GENSALT_OUTPUT_SIZE];
+
+	if (crypt_gensalt_rn(NULL, 0, NULL, 0, setting, sizeof(setting)))
+		return setting;
+#endif
+	return DECOY;
+}
+
+/* Why an account is closed today, by its aging (shadow(5)), or NULL. */
+static const char *
+aging(const struct spwd *shadow)
+{
+	long today = (long)(time(NULL) / SECONDS_A_DAY);
+	long changed = shadow->sp_lstchg, most = shadow->sp_max;
+
+	if (shadow->sp_expire > 0 && today >= shadow->sp_expire)
+		return "the account has expired";
+	if (changed == 0)
+		return "the password must be changed";
+	if (changed > 0 && most >= 0 && today > changed + most)
+		return "the password has expired";
+	return NULL;
+}
+
+/* Accepts a user whose secret was right. Why not is for the log alone: it
+ * would tell a stranger that the secret is right. */
+static enum account_verdict
+accept_user(const struct passwd *user, const struct spwd *shadow,
+    struct account *account)
+{
+	const char *wrong = NULL;
+
+	if (user->pw_uid == 0 || user->pw_uid < ACCOUNT_UID_MIN)
+		wrong = "a uid that is not served";
+	else if (geteuid() != 0 && user->pw_uid != geteuid())
+		wrong = "another's account, and we are not root";
+	else if (shadow != NULL)
+		wrong = aging(shadow);
+	if (wrong == NULL && strlen(user->pw_dir) >= sizeof(account->home))
+		wrong = "home is too long";
+	if (wrong != NULL) {
+		log_warning(user->pw_name, "refused: %s", wrong);
+		return ACCOUNT_REFUSED;
+	}
+	if (access(NOLOGIN, F_OK) == 0) {
+		log_warning(NOLOGIN, "nobody is let in");
+		return ACCOUNT_TEMP;
+	}
+	strcpy(account->name, user->pw_name);
+	strcpy(account->home, *user->pw_dir == '/' ? user->pw_dir : "");
+	account->uid = user->pw_uid;
+	account->gid = user->pw_gid;
+	return ACCOUNT_ACCEPTED;
+}
+
+/* Whether a look into a database went wrong, and not just found nothing. */
+static bool
+look_failed(const void *found, int error)
+{
+	return found == NULL && error != 0 && error != ENOENT &&
+	       error != ESRCH && error != EACCES;
+}
+
+static enum account_verdict
+check_system(
+    const struct account_proof *proof, bool valid, struct account *account)
+{
+	const char *name = valid ? proof->name : "."; /* which nobody has */
+	const struct passwd *user;
+	const struct spwd *shadow;
+	const char *hash = NULL, *decoy = system_decoy();
+	bool failed;
+
+	errno = 0;
+	user = getpwnam(name);
+	failed = look_failed(user, errno);
+	errno = 0;
+	shadow = getspnam(name);
+	failed |= look_failed(shadow, errno);
+	if (shadow != NULL)
+		hash = shadow->sp_pwdp;
+	else if (user != NULL)
+		hash = user->pw_passwd;
+	/* "!" and "*" lock an account, and an empty secret lets nobody in. */
+	if (hash != NULL && (*hash == '!' || *hash == '*' || *hash == '\0'))
+		hash = NULL;
+	if (failed) {
+		log_error(
+		    "accounts", "cannot be looked up: %s", strerror(errno));
+		return ACCOUNT_TEMP;
+	}
+	if (hash != NULL && shadow == NULL && strcmp(hash, "x") == 0) {
+		log_error("/etc/shadow", "cannot be read by uid %lu",
+		    (unsigned long)geteuid());
+		hash = NULL;
+	}
+	if (!proves_hash(hash, decoy, proof->secret) || user == NULL ||
+	    proof->apop)
+		return ACCOUNT_REFUSED;
+	return accept_user(user, shadow, account);
+}
+
+/* ---- checkpassword ---- */
+
+#define PROGRAM_SECONDS 60
+#define PROGRAM_WORDS 32
+#define PROGRAM_DATA 512    /* what the interface allows on fd 3 */
+#define REPORT_OCTETS 16640 /* ids, and four words of PATH_MAX */
+
+enum { DATA_FD = 3, REPORT_FD = 4 };
+
+struct program {
+	pid_t pid;
+	int report; /* where what it runs reports to us */
+	struct timespec until;
+};
+
+int
+account_report(void)
+{
+	static const char *const variables[] = {
+	    "HOME", "USER", "MAILDIR", "MAIL"};
+	static char report[REPORT_OCTETS];
+	const char *value;
+	size_t i, length, used;
+	struct stat st;
+
+	if (fstat(REPORT_FD, &st) == -1 || !S_ISFIFO(st.st_mode))
+		return EX_USAGE;
+	used = (size_t)sprintf(report, "%lu %lu", (unsigned long)getuid(),
+		   (unsigned long)getgid()) +
+	       1;
+	for (i = 0; i < sizeof(variables) / sizeof(*variables); i++) {
+		value = getenv(variables[i]);
+		if (value == NULL)
+			value = "";
+		length = strlen(value) + 1;
+		if (length > PATH_MAX)
+			return EX_DATAERR;
+		memcpy(report + used, value, length);
+		used += length;
+	}
+	/* A pipe holds that much without anybody reading. */
+	return write(REPORT_FD, report, used) == (ssize_t)used ? EX_OK
+							       : EX_IOERR;
+}
+
+/* The path of this program, for another that will run it. */
+static const char *
+own_path(void)
+{
+	static char path[PATH_MAX];
+	ssize_t length = readlink("/proc/self/exe", path, sizeof(path) - 1);
+
+	if (length < 1)
+		return NULL;
+	path[length] = '\0';
+	return path;
+}
+
+/* Becomes the program, between fork(2) and exec(3). */
+static _Noreturn void
+exec_program(char *const *words, int data, int report, pid_t parent)
+{
+	struct sigaction action = {.sa_handler = SIG_DFL};
+	sigset_t none;
+	int null = open("/dev/null", O_RDWR);
+
+	/* Out of the way of the numbers that they are to have. */
+	data = fcntl(data, F_DUPFD, REPORT_FD + 1);
+	report = fcntl(report, F_DUPFD, REPORT_FD + 1);
+	setpgid(0, 0);
+	if (null == -1 || dup2(null, STDIN_FILENO) == -1 ||
+	    dup2(null, STDOUT_FILENO) == -1 || dup2(data, DATA_FD) == -1 ||
+	    dup2(report, REPORT_FD) == -1 || sandbox_die_with(parent) == -1)
+		_exit(EX_OSERR);
+	if (null > REPORT_FD)
+		close(null);
+	close(data);
+	close(report);
+	sigaction(SIGPIPE, &action, NULL);
+	sigaction(SIGXFSZ, &action, NULL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	execvp(words[0], words);
+	_exit(EX_OSERR);
+}
+
+static int
+start_program(char *const *words, const char *data, size_t length,
+    struct program *program)
+{
+	pid_t parent = getpid();
+	int in[2], out[2];
+
+	if (pipe2(in, O_CLOEXEC) == -1)
+		return -1;
+	if (pipe2(out, O_CLOEXEC) == -1) {
+		close(in[0]);
+		close(in[1]);
+		return -1;
+	}
+	program->pid = fork();
+	if (program->pid == 0)
+		exec_program(words, in[0], out[1], parent);
+	close(in[0]);
+	close(out[1]);
+	/* So little never makes a pipe wait. */
+	if (program->pid != -1 && write(in[1], data, length) != (ssize_t)length)
+		log_warning(words[0], "does not read what it is given");
+	close(in[1]);
+	if (program->pid == -1)
+		close(out[0]);
+	program->report = out[0];
+	clock_gettime(CLOCK_MONOTONIC, &program->until);
+	program->until.tv_sec += PROGRAM_SECONDS;
+	return program->pid == -1 ? -1 : 0;
+}
+
+/* Milliseconds that the program may still take; 0 when its time is over. */
+static int
+time_left(const struct program *program)
+{
+	struct timespec now;
+	long left;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	left = (program->until.tv_sec - now.tv_sec) * 1000 +
+	       (program->until.tv_nsec - now.tv_nsec) / 1000000;
+	return left > 0 ? (int)left : 0;
+}
+
+/* Reads what is reported, up to the end of it or of the time. */
+static size_t
+read_report(const struct program *program, char *report, size_t room)
+{
+	struct pollfd fd = {.fd = program->report, .events = POLLIN};
+	size_t used = 0;
+	ssize_t n;
+
+	while (used < room && time_left(program) > 0) {
+		if (poll(&fd, 1, time_left(program)) < 1)
+			continue;
+		n = read(program->report, report + used, room - used);
+		if (n < 1)
+			break;
+		used += (size_t)n;
+	}
+	return used;
+}
+
+/* Waits for the program, or kills it and what it runs. False: killed. */
+static bool
+wait_for_program(const struct program *program, int *status)
+{
+	const struct timespec pause = {.tv_nsec = 2000000};
+	pid_t done;
+
+	while ((done = waitpid(program->pid, status, WNOHANG)) == 0 &&
+	       time_left(program) > 0)
+		nanosleep(&pause, NULL);
+	if (done == program->pid)
+		return true;
+	kill(-program->pid, SIGKILL);
+	kill(program->pid, SIGKILL);
+	while (waitpid(program->pid, status, 0) == -1 && errno == EINTR)
+		continue;
+	return false;
+}
+
+/* A path as the program gave it; one that is relative is below the home. */
+static void
+take_path(char out[PATH_MAX], const char *path, const char *home)
+{
+	int n = 0;
+
+	if (*path == '/')
+		n = snprintf(out, PATH_MAX, "%s", path);
+	else if (*path != '\0' && *home != '\0')
+		n = snprintf(out, PATH_MAX, "%s/%s", home, path);
+	if (n <= 0 || n >= PATH_MAX)
+		*out = '\0';
+}
+
+/* Makes an account of what was reported. */
+static enum account_verdict
+take_report(const char *program, char *report, size_t length, const char *name,
+    struct account *account)
+{
+	char *word[5], *p = report, *end = report + length;
+	unsigned long uid, gid;
+	int i;
+
+	for (i = 0; i < 5 && p < end; i++) {
+		word[i] = p;
+		p = memchr(p, '\0', (size_t)(end - p));
+		if (p == NULL)
+			break;
+		p++;
+	}
+	if (i < 5 || p != end || sscanf(report, "%lu %lu", &uid, &gid) != 2) {
+		log_error(program, "accepted, but did not run what is to "
+				   "follow");
+		return ACCOUNT_TEMP;
+	}
+	/* Not PERM: that would tell a stranger that the secret is right. */
+	if (uid == 0) {
+		log_warning(program, "refused: uid 0 is never served");
+		return ACCOUNT_REFUSED;
+	}
+	account->uid = (uid_t)uid;
+	account->gid = (gid_t)gid;
+	strcpy(account->name, account_name_valid(word[2]) ? word[2] : name);
+	take_path(account->home, *word[1] == '/' ? word[1] : "", "");
+	take_path(account->maildir, word[3], account->home);
+	take_path(account->mail, word[4], account->home);
+	return ACCOUNT_ACCEPTED;
+}
+
+/* What the program's end means. */
+static enum account_verdict
+judge_exit(const char *program, int status)
+{
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+		return ACCOUNT_ACCEPTED;
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 1)
+		return ACCOUNT_REFUSED;
+	if (WIFEXITED(status))
+		log_error(program, "exit status %d", WEXITSTATUS(status));
+	else
+		log_error(program, "ended by signal %d", WTERMSIG(status));
+	return ACCOUNT_TEMP;
+}
+
+/* Cuts a command into words at its blanks; 0 if there are none, or too many. */
+static unsigned
+split_command(char *command, char **words, unsigned room)
+{
+	unsigned count = 0;
+	char *word, *rest = command;
+
+	while ((word = strtok_r(rest, " \t", &rest)) != NULL) {
+		if (count == room)
+			return 0;
+		words[count++] = word;
+	}
+	return count;
+}
+
+static enum account_verdict
+check_program(const char *command, const struct account_proof *proof,
+    struct account *account)
+{
+	static char text[PATH_MAX], report[REPORT_OCTETS];
+	char data[PROGRAM_DATA + 1], *words[PROGRAM_WORDS + 3];
+	enum account_verdict verdict;
+	struct program program;
+	unsigned count;
+	int length, status;
+	size_t reported;
+
+	snprintf(text, sizeof(text), "%s", command);
+	count = split_command(text, words, PROGRAM_WORDS);
+	words[count] = (char *)own_path();
+	words[count + 1] = ACCOUNT_REPORT;
+	words[count + 2] = NULL;
+	if (count == 0 || words[count] == NULL) {
+		log_error("-c", "cannot be run");
+		return ACCOUNT_TEMP;
+	}
+	length = snprintf(data, sizeof(data), "%s%c%s%c%s", proof->name, 0,
+	    proof->secret, 0, proof->stamp);
+	if (length + 1 > PROGRAM_DATA)
+		return ACCOUNT_REFUSED;
+	if (start_program(words, data, (size_t)length + 1, &program) == -1) {
+		log_error(words[0], "not run: %s", strerror(errno));
+		explicit_bzero(data, sizeof(data));
+		return ACCOUNT_TEMP;
+	}
+	explicit_bzero(data, sizeof(data));
+	reported = read_report(&program, report, sizeof(report));
+	close(program.report);
+	if (!wait_for_program(&program, &status)) {
+		log_error(words[0], "killed after %d seconds", PROGRAM_SECONDS);
+		return ACCOUNT_TEMP;
+	}
+	verdict = judge_exit(words[0], status);
+	if (verdict == ACCOUNT_ACCEPTED)
+		verdict = take_report(
+		    words[0], report, reported, proof->name, account);
+	return verdict;
+}
+
+enum account_verdict
+account_check(const struct account_source *source,
+    const struct account_proof *proof, struct account *account)
+{
+	bool valid = account_name_valid(proof->name);
+
+	memset(account, 0, sizeof(*account));
+	if (source->file != NULL) /* it has no others */
+		return check_file(source->file, proof, account);
+	if (source->program == NULL)
+		return check_system(proof, valid, account);
+	return valid ? check_program(source->program, proof, account)
+		     : ACCOUNT_REFUSED;
 }
 
 void

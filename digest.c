@@ -146,3 +146,46 @@ sum_add(uint64_t sum, const char *data, size_t length)
 	}
 	return sum;
 }
+
+/* What a base64 letter stands for, or -1. */
+static int
+base64_value(char c)
+{
+	if (c >= 'A' && c <= 'Z')
+		return c - 'A';
+	if (c >= 'a' && c <= 'z')
+		return c - 'a' + 26;
+	if (c >= '0' && c <= '9')
+		return c - '0' + 52;
+	if (c == '+')
+		return 62;
+	return c == '/' ? 63 : -1;
+}
+
+ssize_t
+base64_decode(const char *text, size_t length, char *out)
+{
+	unsigned bits = 0, held = 0, padding = 0;
+	ssize_t used = 0;
+	size_t i;
+	int value;
+
+	if (length % 4 != 0)
+		return -1;
+	while (padding < 2 && length > 0 && text[length - 1] == '=') {
+		length--;
+		padding++;
+	}
+	for (i = 0; i < length; i++) {
+		value = base64_value(text[i]);
+		if (value == -1)
+			return -1;
+		bits = (bits << 6 | (unsigned)value) & 0xffffff;
+		held += 6;
+		if (held >= 8) {
+			held -= 8;
+			out[used++] = (char)(unsigned char)(bits >> held);
+		}
+	}
+	return (bits & ((1U << held) - 1)) == 0 ? used : -1;
+}

@@ -1,12 +1,14 @@
 /*
- * MD5 (RFC 1321), as unique-ids use it: to recognise a message, not to
- * protect anything. And a sum that tells a file of ours from a damaged one.
+ * MD5 (RFC 1321), as APOP wants it and unique-ids use it: to recognise a
+ * message, not to protect anything. A sum that tells a file of ours from a
+ * damaged one. And base64 (RFC 4648), as AUTH has it.
  */
 #ifndef DIGEST_H
 #define DIGEST_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #define DIGEST_OCTETS 16
 #define DIGEST_HEX (2 * DIGEST_OCTETS) /* without the terminating NUL */
@@ -36,5 +38,12 @@ digest_hex(const unsigned char in[DIGEST_OCTETS], char out[DIGEST_HEX + 1]);
  * octets.
  */
 uint64_t sum_add(uint64_t sum, const char *data, size_t length);
+
+/*
+ * Decodes base64, which must be complete, padded and without blanks or stray
+ * bits (RFC 4648 section 3.5), into `out`, which may be `text` itself and
+ * holds 3/4 of its length. Returns the octets decoded, or -1.
+ */
+ssize_t base64_decode(const char *text, size_t length, char *out);
 
 #endif

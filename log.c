@@ -6,17 +6,22 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #define IDENT "pop3-handler"
 #define LINE_OCTETS 4096
+#define SYSLOG_SOCKET "/dev/log"
 
 static struct {
 	bool to_syslog;
+	int socket; /* -1 until it is needed */
 	const char *address;
 	char user[LOG_VALUE_MAX];
-} log_to = {.address = "-", .user = "-"};
+} log_to = {.socket = -1, .address = "-", .user = "-"};
 
 static bool
 same_file(int fd, const struct stat *as)
@@ -88,6 +93,42 @@ log_quote(const char *value, char out[LOG_VALUE_MAX])
 	return out;
 }
 
+void
+log_prepare(void)
+{
+	if (!log_to.to_syslog || log_to.socket != -1)
+		return;
+	tzset();
+	log_to.socket = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+}
+
+/*
+ * Sends a line to syslog. Not by syslog(3): that makes a new socket when the
+ * daemon has been restarted, which a caged process must not. Ours is not
+ * connected, and each line finds the daemon anew.
+ */
+static void
+send_to_syslog(int priority, const char *line)
+{
+	static const struct sockaddr_un to = {
+	    .sun_family = AF_UNIX, .sun_path = SYSLOG_SOCKET};
+	char text[LINE_OCTETS + 128], stamp[32];
+	time_t now = time(NULL);
+	struct tm local;
+	ssize_t sent;
+	int length;
+
+	log_prepare();
+	if (localtime_r(&now, &local) == NULL ||
+	    strftime(stamp, sizeof(stamp), "%b %e %T", &local) == 0)
+		return;
+	length = snprintf(text, sizeof(text), "<%d>%s " IDENT "[%ld]: %s",
+	    LOG_MAIL | priority, stamp, (long)getpid(), line);
+	sent = sendto(log_to.socket, text, (size_t)length, MSG_NOSIGNAL,
+	    (const struct sockaddr *)&to, sizeof(to));
+	(void)sent;
+}
+
 /* Sends one finished line; nothing can be done where that fails. */
 static void
 send_line(int priority, char *line, size_t length)
@@ -95,9 +136,7 @@ send_line(int priority, char *line, size_t length)
 	ssize_t written;
 
 	if (log_to.to_syslog) {
-		/* Connects at once, and only the first time. */
-		openlog(IDENT, LOG_PID | LOG_NDELAY, LOG_MAIL);
-		syslog(priority, "%s", line);
+		send_to_syslog(priority, line);
 		return;
 	}
 	line[length++] = '\n';

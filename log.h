@@ -20,6 +20,9 @@
  */
 int log_open(void);
 
+/* Makes what sending to syslog needs, before a cage forbids new sockets. */
+void log_prepare(void);
+
 /* The client's address for all further lines; kept by reference. */
 void log_address(const char *address);
 

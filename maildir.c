@@ -28,9 +28,12 @@ enum directory { CUR, NEW, DIRECTORIES };
 /* What a directory is known by: the numbers of the identity, for each. */
 enum { DEVICE, INODE, MODIFIED, MODIFIED_NS, DIRECTORY_NUMBERS };
 
+static const char *const directory_names[DIRECTORIES] = {"cur", "new"};
+
 static struct {
 	struct maildrop *md; /* that it is */
 	int root, directory[DIRECTORIES];
+	char path[DIRECTORIES][PATH_MAX];
 } maildir = {.root = -1, .directory = {-1, -1}};
 
 static const char *
@@ -40,7 +43,7 @@ name_of(const struct message *m)
 }
 
 static enum directory
-directory_of(const struct message *m)
+subdirectory_of(const struct message *m)
 {
 	return (m->flags & MESSAGE_IN_NEW) != 0 ? NEW : CUR;
 }
@@ -48,7 +51,7 @@ directory_of(const struct message *m)
 static int
 directory_fd(const struct message *m)
 {
-	return maildir.directory[directory_of(m)];
+	return maildir.directory[subdirectory_of(m)];
 }
 
 static size_t
@@ -629,7 +632,7 @@ maildir_state_path(const struct maildrop *md, char *out, size_t room)
 static enum maildrop_result
 maildir_open(struct maildrop *md)
 {
-	static const char *const names[DIRECTORIES] = {"cur", "new"};
+	const char *const *names = directory_names;
 	const int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
 	int i;
 
@@ -874,6 +877,24 @@ maildir_update(struct maildrop *md, struct maildrop_tally *tally)
 	return result;
 }
 
+/* All of it, and its two directories in case that they are symlinks. */
+static unsigned
+maildir_places(
+    struct maildrop *md, struct sandbox_place place[MAILDROP_PLACES_MAX])
+{
+	unsigned i;
+
+	place[DIRECTORIES] = (struct sandbox_place){md->path, SANDBOX_TREE};
+	for (i = 0; i < DIRECTORIES; i++) {
+		if ((size_t)snprintf(maildir.path[i], PATH_MAX, "%s/%s",
+			md->path, directory_names[i]) >= PATH_MAX)
+			*maildir.path[i] = '\0';
+		place[i] =
+		    (struct sandbox_place){maildir.path[i], SANDBOX_TREE};
+	}
+	return DIRECTORIES + 1;
+}
+
 static void
 maildir_take_over(struct maildrop *md)
 {
@@ -888,6 +909,7 @@ const struct maildrop_format maildir_format = {
     .find = maildir_find,
     .update = maildir_update,
     .undisturbed = maildir_undisturbed,
+    .places = maildir_places,
     .take_over = maildir_take_over,
     .close = maildir_close,
     .named = true,

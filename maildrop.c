@@ -70,9 +70,8 @@ write_at(int fd, const char *from, size_t length, off_t at)
 	return 0;
 }
 
-/* The directory that `path` is in. */
-static int
-name_directory(const char *path, char directory[PATH_MAX])
+int
+directory_of(const char *path, char directory[PATH_MAX])
 {
 	const char *slash = strrchr(path, '/');
 	int n;
@@ -89,7 +88,7 @@ stat_directory(const char *path, struct stat *st)
 {
 	char directory[PATH_MAX];
 
-	return name_directory(path, directory) == 0 ? stat(directory, st) : -1;
+	return directory_of(path, directory) == 0 ? stat(directory, st) : -1;
 }
 
 int
@@ -118,7 +117,7 @@ sync_directory(const char *path)
 	char directory[PATH_MAX];
 	int fd, result;
 
-	if (name_directory(path, directory) == -1)
+	if (directory_of(path, directory) == -1)
 		return -1;
 	fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd == -1)
@@ -439,6 +438,13 @@ maildrop_open(
 	if (result != MAILDROP_OK)
 		maildrop_close(md);
 	return result;
+}
+
+unsigned
+maildrop_places(
+    struct maildrop *md, struct sandbox_place place[MAILDROP_PLACES_MAX])
+{
+	return md->format != NULL ? md->format->places(md, place) : 0;
 }
 
 void

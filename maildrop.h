@@ -16,10 +16,12 @@
 #include <time.h>
 
 #include "digest.h"
+#include "sandbox.h"
 
 #define MAILDROP_UID_OCTETS 70	     /* RFC 1939 section 7, UIDL */
 #define MAILDROP_BLOCK_OCTETS 131072 /* what is read at once */
 #define MAILDROP_ALL_LINES UINT64_MAX
+#define MAILDROP_PLACES_MAX 4
 
 /* What a row can hold: 16 TiB, and a million copies of one message (further
  * ones share an id, as RFC 1939 allows). */
@@ -141,6 +143,9 @@ struct maildrop_format {
 	    struct maildrop *md, struct maildrop_tally *tally);
 	/* Whether nothing but deliveries has happened since. */
 	bool (*undisturbed)(struct maildrop *md);
+	/* Names the places that it needs; see maildrop_places(). */
+	unsigned (*places)(struct maildrop *md,
+	    struct sandbox_place place[MAILDROP_PLACES_MAX]);
 	/* Finds the unique-ids that the server before us gave. */
 	void (*take_over)(struct maildrop *md);
 	void (*close)(struct maildrop *md);
@@ -196,6 +201,12 @@ enum maildrop_result maildrop_open(
 
 /* Makes `md` a maildrop without messages, for a user who has none. */
 void maildrop_open_empty(struct maildrop *md);
+
+/* Names the places in the file system that an open maildrop needs, for a cage,
+ * and makes what could not be made in there; returns how many. They are the
+ * maildrop's, and last as long as it. */
+unsigned maildrop_places(
+    struct maildrop *md, struct sandbox_place place[MAILDROP_PLACES_MAX]);
 
 /*
  * Fills the table: octets of every message, noted for the whole session
@@ -316,6 +327,9 @@ ssize_t read_at(int fd, char *to, size_t length, off_t at);
 
 /* pwrite(2) of all of it: 0, or -1 with errno. */
 int write_at(int fd, const char *from, size_t length, off_t at);
+
+/* Names the directory that `path` is in: 0, or -1 with errno ENAMETOOLONG. */
+int directory_of(const char *path, char directory[PATH_MAX]);
 
 /* stat(2) of the directory that `path` is in. */
 int stat_directory(const char *path, struct stat *st);

@@ -26,6 +26,7 @@
 #define REFRESH_SECONDS 30  /* how often a dotlock of ours is touched */
 #define STALE_SECONDS 600   /* a stranger's dotlock this old is abandoned */
 #define TAG "pop3-handler " /* how a dotlock of ours begins */
+#define OWN_TRIES 10	    /* while others remove what it is made of */
 #define STRANGERS_MAX 64    /* unknown messages, then we stop to compare */
 
 /* What tells one state of the file from another: the numbers of its identity.
@@ -44,8 +45,10 @@ enum {
 static struct {
 	int fd; /* the one descriptor: closing any would drop the fcntl lock */
 	bool writable;
-	bool shared; /* in a directory that is not the user's: a spool */
+	bool shared;	/* in a directory that is not the user's: a spool */
+	bool elsewhere; /* state and journal do not stand beside it */
 	char state[PATH_MAX], journal[PATH_MAX]; /* empty: no place for them */
+	char directory[PATH_MAX];		 /* that it is in */
 
 	uint64_t known[END]; /* of the file when it was last looked at */
 	bool unsure;	     /* it may since have changed within one tick */
@@ -55,10 +58,12 @@ static struct {
 
 	char dotlock_path[PATH_MAX];
 	int dotlock; /* our dotlock, open for refreshing, or -1 */
+	char own_path[PATH_MAX];
+	int own; /* the file of all our dotlocks, in a spool, or -1 */
 	time_t refreshed;
 	bool warned; /* that there is no place for a dotlock */
 	sigset_t unlocked_signals;
-} mbox = {.fd = -1, .dotlock = -1};
+} mbox = {.fd = -1, .dotlock = -1, .own = -1};
 
 /* ---- From_ lines ---- */
 
@@ -346,26 +351,37 @@ link_dotlock(
 	return replace_stale(md, own, lock, st.st_mtime) ? LOCKED : BUSY;
 }
 
+/*
+ * The name of the file that the dotlock is made of. One name for all sessions
+ * of a maildrop, so that what a killed one leaves is found; of their own where
+ * no session lock parts them.
+ */
+static int
+name_own_file(const struct maildrop *md, char own[PATH_MAX])
+{
+	char suffix[48] = ".pop3-lock";
+
+	if (md->lock == -1)
+		snprintf(
+		    suffix, sizeof(suffix), ".pop3-lock.%ld", (long)getpid());
+	return path_beside(md->path, ".", suffix, own, PATH_MAX);
+}
+
 static enum lock_attempt
 make_dotlock(const struct maildrop *md)
 {
 	enum lock_attempt attempt;
-	char lock[PATH_MAX], own[PATH_MAX], suffix[48];
-	int fd;
+	char lock[PATH_MAX], own[PATH_MAX];
+	int fd = mbox.own;
 
-	/* One name for all sessions of a maildrop, so that what a killed one
-	 * leaves is found; of their own where no session lock parts them. */
-	if (md->lock != -1)
-		strcpy(suffix, ".pop3-lock");
-	else
-		snprintf(
-		    suffix, sizeof(suffix), ".pop3-lock.%ld", (long)getpid());
 	if (path_beside(md->path, "", ".lock", lock, sizeof(lock)) == -1 ||
-	    path_beside(md->path, ".", suffix, own, sizeof(own)) == -1)
+	    name_own_file(md, own) == -1)
 		return NO_PLACE;
-	unlink(own);
-	fd = open(
-	    own, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+	if (fd == -1) {
+		unlink(own);
+		fd = open(own,
+		    O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+	}
 	/* Where we can make no file, for lack of rights or room, neither can
 	 * a delivery agent that keeps to dotlocks alone. */
 	if (fd == -1)
@@ -373,11 +389,13 @@ make_dotlock(const struct maildrop *md)
 			   ? FAILED
 			   : NO_PLACE;
 	attempt = link_dotlock(md, own, lock, fd);
-	unlink(own);
-	if (attempt != LOCKED) {
-		close(fd);
-		return attempt;
+	if (fd != mbox.own) {
+		unlink(own);
+		if (attempt != LOCKED)
+			close(fd);
 	}
+	if (attempt != LOCKED)
+		return attempt;
 	mbox.dotlock = fd;
 	mbox.refreshed = time(NULL);
 	memcpy(mbox.dotlock_path, lock, sizeof(lock));
@@ -412,12 +430,76 @@ drop_dotlock(const struct maildrop *md)
 	 * that: the next session takes it over, and others sooner or later. */
 	if (!journal_stands() && fstat(mbox.dotlock, &opened) == 0 &&
 	    lstat(mbox.dotlock_path, &named) == 0 &&
-	    named.st_dev == opened.st_dev && named.st_ino == opened.st_ino)
-		unlink(mbox.dotlock_path);
+	    named.st_dev == opened.st_dev && named.st_ino == opened.st_ino) {
+		/* What took the place of a stale one goes back to its own. */
+		if (opened.st_nlink > 1 || mbox.own == -1 ||
+		    rename(mbox.dotlock_path, mbox.own_path) == -1)
+			unlink(mbox.dotlock_path);
+	}
 	if (mbox.shared)
 		md->site->group(false);
-	close(mbox.dotlock);
+	if (mbox.dotlock != mbox.own)
+		close(mbox.dotlock);
 	mbox.dotlock = -1;
+}
+
+static int
+lock_own_file(short type)
+{
+	struct flock lock = {.l_type = type, .l_whence = SEEK_SET};
+
+	return fcntl(mbox.own, F_SETLK, &lock);
+}
+
+/*
+ * Makes the file of the dotlock for the whole session: in the cage of a spool
+ * none can be made, only linked. Sessions that have let go of the maildrop for
+ * each other share it; a read lock tells who still needs it.
+ */
+static void
+prepare_dotlock(struct maildrop *md)
+{
+	struct stat opened, named;
+	bool stands = false;
+	int i;
+
+	if (!mbox.shared || name_own_file(md, mbox.own_path) == -1)
+		return;
+	md->site->group(true);
+	for (i = 0; i < OWN_TRIES && !stands; i++) {
+		if (mbox.own != -1)
+			close(mbox.own);
+		mbox.own = open(mbox.own_path,
+		    O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY |
+			O_CLOEXEC,
+		    0644);
+		if (mbox.own == -1)
+			break;
+		stands =
+		    fstat(mbox.own, &opened) == 0 && S_ISREG(opened.st_mode) &&
+		    opened.st_uid == geteuid() && lock_own_file(F_RDLCK) == 0 &&
+		    lstat(mbox.own_path, &named) == 0 &&
+		    named.st_ino == opened.st_ino &&
+		    named.st_dev == opened.st_dev;
+	}
+	md->site->group(false);
+	if (stands || mbox.own == -1)
+		return;
+	close(mbox.own);
+	mbox.own = -1;
+}
+
+static void
+forget_dotlock(const struct maildrop *md)
+{
+	if (mbox.own == -1)
+		return;
+	md->site->group(true);
+	if (lock_own_file(F_WRLCK) == 0)
+		unlink(mbox.own_path);
+	md->site->group(false);
+	close(mbox.own);
+	mbox.own = -1;
 }
 
 /* Others break dotlocks that look old: touch ours while we work. */
@@ -936,7 +1018,8 @@ choose_places(struct maildrop *md)
 	if (stat_directory(md->path, &st) == -1)
 		return maildrop_failed(md->path, "directory");
 	mbox.shared = st.st_uid != geteuid();
-	if (mbox.shared || (st.st_mode & S_IWUSR) == 0) {
+	mbox.elsewhere = mbox.shared || (st.st_mode & S_IWUSR) == 0;
+	if (mbox.elsewhere) {
 		if (md->site->side == NULL || !is_private(md->site->side))
 			return MAILDROP_OK;
 		if ((size_t)snprintf(elsewhere, sizeof(elsewhere), "%s%s",
@@ -1003,7 +1086,7 @@ mbox_open(struct maildrop *md)
 static void
 mbox_close(struct maildrop *md)
 {
-	(void)md;
+	forget_dotlock(md);
 	if (mbox.fd != -1)
 		close(mbox.fd);
 	mbox.fd = -1;
@@ -1460,6 +1543,29 @@ mbox_update(struct maildrop *md, struct maildrop_tally *tally)
 	return tally->failed == 0 ? MAILDROP_OK : MAILDROP_TEMP;
 }
 
+/* Its directory, where that is the user's; in a spool only the file itself, and
+ * the making and removing of names for the dotlock. */
+static unsigned
+mbox_places(
+    struct maildrop *md, struct sandbox_place place[MAILDROP_PLACES_MAX])
+{
+	unsigned count = 0;
+
+	if (directory_of(md->path, mbox.directory) == -1)
+		return 0;
+	if (!mbox.elsewhere) {
+		place[0] = (struct sandbox_place){mbox.directory, SANDBOX_TREE};
+		return 1;
+	}
+	prepare_dotlock(md);
+	place[count++] = (struct sandbox_place){md->path, SANDBOX_FILE};
+	place[count++] = (struct sandbox_place){mbox.directory, SANDBOX_NAMES};
+	if (md->site->side != NULL)
+		place[count++] =
+		    (struct sandbox_place){md->site->side, SANDBOX_TREE};
+	return count;
+}
+
 static void
 mbox_take_over(struct maildrop *md)
 {
@@ -1475,6 +1581,7 @@ const struct maildrop_format mbox_format = {
     .sent = mbox_sent,
     .update = mbox_update,
     .undisturbed = mbox_undisturbed,
+    .places = mbox_places,
     .take_over = mbox_take_over,
     .close = mbox_close,
 };

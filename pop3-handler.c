@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -22,6 +23,7 @@
 #include <unistd.h>
 
 #include "account.h"
+#include "digest.h"
 #include "log.h"
 #include "maildrop.h"
 #include "peer.h"
@@ -33,6 +35,8 @@
 #define GRACE_SECONDS 60
 #define MAILDROPS_MAX 16
 #define HOST_OCTETS 255
+#define STAMP_OCTETS 128
+#define SECRET_OCTETS (WIRE_ANSWER_OCTETS / 4 * 3)
 #define NONSENSE_MAX 20	       /* in a row, then the session ends */
 #define LOGIN_COMMANDS_MAX 100 /* in AUTHORIZATION */
 #define FAILURES_MAX 3	       /* of logins */
@@ -40,16 +44,20 @@
 #define FRONT_GRACE 10 /* seconds by which the monitor's clock is longer */
 
 static struct {
-	const char *accounts; /* -a */
+	bool apop;		      /* -A */
+	struct account_source source; /* -a, -c */
 	struct {
 		const char *path;
 		bool literal; /* as it stands, not a template */
 	} maildrop[MAILDROPS_MAX];
 	unsigned maildrops;
+	bool given;	       /* maildrops are, by -m */
 	const char *side;      /* -d */
 	unsigned grace;	       /* -g, seconds */
 	enum former former;    /* -i */
 	bool preauthenticated; /* -P */
+	bool proxied;	       /* -p */
+	bool secured;	       /* -s */
 	unsigned autologout;   /* -t, seconds */
 	const char *front;     /* -u */
 	char host[HOST_OCTETS + 1];
@@ -66,12 +74,13 @@ enum reason {
 	REASON_AUTOLOGOUT,
 	REASON_NONSENSE,
 	REASON_LOGINS,
+	REASON_TLS,
 	REASON_MAILDROP,
 	REASON_TAKEN
 };
 
 static const char *const reason_names[] = {"none", "quit", "disconnect",
-    "autologout", "nonsense", "failed-logins", "maildrop", "taken-over"};
+    "autologout", "nonsense", "failed-logins", "tls", "maildrop", "taken-over"};
 
 static struct {
 	bool authorized;   /* AUTHORIZATION is over */
@@ -83,7 +92,8 @@ static struct {
 	bool named;    /* this command is a USER */
 	bool may_pass; /* the one before was */
 	unsigned commands;
-	int monitor; /* where the front sends its requests */
+	int monitor;		  /* where the front sends its requests */
+	char stamp[STAMP_OCTETS]; /* of this connection, for APOP */
 
 	/* TRANSACTION and UPDATE */
 	struct maildrop maildrop;
@@ -182,18 +192,28 @@ read_message(const char *text)
 
 /* ---- Both states ---- */
 
+/* Whether a password may be sent as it is, in clear text. */
+static bool
+plaintext_allowed(void)
+{
+	return !options.secured || peer_protected();
+}
+
 static void
 do_capa(char *argument)
 {
 	static const char both[] = "TOP\r\nUIDL\r\nRESP-CODES\r\n"
 				   "AUTH-RESP-CODE\r\nPIPELINING\r\n"
 				   "EXPIRE NEVER\r\n";
+	static const char plain[] = "USER\r\nSASL PLAIN\r\n";
 
 	(void)argument;
 	wire_ok("capabilities follow");
-	if (!options.preauthenticated)
-		wire_text("USER\r\n", 6);
+	if (!options.preauthenticated && plaintext_allowed())
+		wire_text(plain, sizeof(plain) - 1);
 	wire_text(both, sizeof(both) - 1);
+	if (!session.authorized && peer_offers_tls())
+		wire_text("STLS\r\n", 6);
 	if (session.authorized) {
 		static const char name[] =
 		    "IMPLEMENTATION pop3-handler-" VERSION "\r\n";
@@ -207,19 +227,27 @@ do_capa(char *argument)
 
 /*
  * Front and monitor speak by records on a socket that keeps their bounds. The
- * front: ALIVE, a command came; LOGIN name NUL secret NUL; ENDED reason. The
- * monitor answers a LOGIN with one octet, or accepts it: then it ends the front
- * and speaks to the client itself.
+ * front: ALIVE, a command came; PASSWORD or APOP, name NUL secret NUL; TLS, the
+ * client waits for a handshake; ENDED reason. The monitor answers TLS when
+ * there is TLS, and otherwise ends. It answers a login with one octet, or
+ * accepts it: then it ends the front and speaks to the client itself.
  */
-enum record { RECORD_ALIVE = 'a', RECORD_LOGIN = 'l', RECORD_ENDED = 'e' };
+enum record {
+	RECORD_ALIVE = 'a',
+	RECORD_PASSWORD = 'p',
+	RECORD_APOP = 'd',
+	RECORD_TLS = 't',
+	RECORD_ENDED = 'e'
+};
 enum answer {
 	ANSWER_REFUSED = 'R',
 	ANSWER_LAST = 'L', /* refused, and that was the last try */
 	ANSWER_TEMP = 'T',
-	ANSWER_PERM = 'P'
+	ANSWER_PERM = 'P',
+	ANSWER_TLS = 'S'
 };
 
-#define RECORD_OCTETS (1 + 2 * (WIRE_COMMAND_OCTETS + 1))
+#define RECORD_OCTETS (1 + WIRE_COMMAND_OCTETS + 1 + SECRET_OCTETS + 1)
 
 static void
 tell_monitor(const char *record, size_t length)
@@ -228,20 +256,63 @@ tell_monitor(const char *record, size_t length)
 		end_session(REASON_DISCONNECT);
 }
 
+/* Waits for what the monitor answers; 0 if there will be none. */
+static char
+hear_monitor(void)
+{
+	enum wire_status status = wire_await(session.monitor, true, -1);
+	char answer;
+
+	if (status != WIRE_OK)
+		end_session(reason_of(status));
+	else if (recv(session.monitor, &answer, 1, 0) != 1)
+		end_session(REASON_DISCONNECT);
+	else
+		return answer;
+	return 0;
+}
+
+/* Refuses a command that would show a password to everybody. */
+static bool
+refuse_plaintext(void)
+{
+	if (plaintext_allowed())
+		return false;
+	err_nonsense(peer_offers_tls() ? "not without TLS: STLS first"
+				       : "not without TLS");
+	return true;
+}
+
 static void
 do_user(char *argument)
 {
+	if (refuse_plaintext())
+		return;
 	/* Nobody learns here which names exist: RFC 1939 section 13. */
 	strcpy(session.name, argument);
 	session.named = true;
 	wire_ok("now the password");
 }
 
-/* The monitor has decided on a login. */
+/* Asks the monitor to decide on a login, and tells the client of a refusal. */
 static void
-hear_answer(char answer)
+log_in(enum record mechanism, const char *name, const char *secret)
 {
-	switch (answer) {
+	static char record[RECORD_OCTETS];
+	size_t length = strlen(name) + 1, more = strlen(secret) + 1;
+
+	if (length > WIRE_COMMAND_OCTETS + 1 || more > SECRET_OCTETS + 1) {
+		wire_err("name or password too long");
+		return;
+	}
+	record[0] = (char)mechanism;
+	memcpy(record + 1, name, length);
+	memcpy(record + 1 + length, secret, more);
+	tell_monitor(record, 1 + length + more);
+	explicit_bzero(record, 1 + length + more);
+	switch (hear_monitor()) {
+	case 0:
+		break;
 	case ANSWER_TEMP:
 		wire_err("[SYS/TEMP] logins are not possible now");
 		break;
@@ -259,26 +330,133 @@ hear_answer(char answer)
 static void
 do_pass(char *argument)
 {
-	size_t name = strlen(session.name) + 1, secret = strlen(argument) + 1;
-	char record[RECORD_OCTETS] = {RECORD_LOGIN}, answer;
-	enum wire_status status;
-
+	if (refuse_plaintext())
+		return;
 	if (!session.may_pass) {
 		err_nonsense("USER comes first");
 		return;
 	}
-	memcpy(record + 1, session.name, name);
-	memcpy(record + 1 + name, argument, secret);
-	tell_monitor(record, 1 + name + secret);
-	explicit_bzero(record, sizeof(record));
-	explicit_bzero(argument, secret);
-	status = wire_await(session.monitor, true, -1);
-	if (status != WIRE_OK)
-		end_session(reason_of(status));
-	else if (recv(session.monitor, &answer, 1, 0) != 1)
-		end_session(REASON_DISCONNECT);
+	log_in(RECORD_PASSWORD, session.name, argument);
+	explicit_bzero(argument, strlen(argument));
+}
+
+/* RFC 1939 section 7: a name, and 16 octets as lower-case hex digits. */
+static void
+do_apop(char *argument)
+{
+	char *digest = strchr(argument, ' ');
+
+	*digest++ = '\0';
+	if (!options.apop)
+		err_nonsense("no timestamp was given");
+	else if (strlen(digest) != DIGEST_HEX ||
+		 strspn(digest, "0123456789abcdef") != DIGEST_HEX)
+		err_nonsense("a digest is 32 lower-case hex digits");
 	else
-		hear_answer(answer);
+		log_in(RECORD_APOP, argument, digest);
+}
+
+/*
+ * SASL PLAIN (RFC 4616): authorization identity NUL name NUL password. `text`
+ * is base64 and is overwritten.
+ */
+static void
+log_in_plain(char *text, size_t length)
+{
+	char *name, *secret, *end;
+	ssize_t decoded = -1;
+
+	if (strcmp(text, "=") == 0)
+		decoded = 0;
+	else if (length > 0)
+		decoded = base64_decode(text, length, text);
+	if (decoded == -1) {
+		err_nonsense("not base64");
+		return;
+	}
+	end = text + decoded;
+	*end = '\0';
+	name = memchr(text, '\0', (size_t)decoded);
+	secret = name == NULL
+		     ? NULL
+		     : memchr(name + 1, '\0', (size_t)(end - name - 1));
+	if (secret == NULL || secret + 1 + strlen(secret + 1) != end) {
+		err_nonsense("not an identity, a name and a password");
+	} else if (*text != '\0' && strcmp(text, name + 1) != 0) {
+		err_nonsense("nobody is let in as somebody else");
+	} else {
+		log_in(RECORD_PASSWORD, name + 1, secret + 1);
+	}
+	explicit_bzero(text, length);
+}
+
+/* RFC 5034. Alone it lists the mechanisms, as clients before that expect. */
+static void
+do_auth(char *argument)
+{
+	char *initial = strchr(argument, ' ');
+	enum wire_status status;
+	size_t length;
+
+	if (*argument == '\0') {
+		wire_ok("mechanisms follow");
+		if (plaintext_allowed())
+			wire_text("PLAIN\r\n", 7);
+		wire_dot();
+		return;
+	}
+	if (initial != NULL)
+		*initial++ = '\0';
+	if (strcasecmp(argument, "PLAIN") != 0) {
+		err_nonsense("unknown mechanism");
+		return;
+	}
+	if (refuse_plaintext())
+		return;
+	if (initial != NULL) {
+		log_in_plain(initial, strlen(initial));
+		return;
+	}
+	wire_text("+ \r\n", 4);
+	status = wire_answer(&initial, &length);
+	if (status == WIRE_TOO_LONG)
+		err_nonsense("answer too long");
+	else if (status != WIRE_OK)
+		end_session(reason_of(status));
+	else if (strcmp(initial, "*") == 0)
+		wire_err("cancelled");
+	else if (strlen(initial) != length)
+		err_nonsense("not base64");
+	else
+		log_in_plain(initial, length);
+}
+
+/*
+ * RFC 2595. We have read no octet behind the line, so what somebody put there
+ * in clear text goes to the handshake, which fails. What is known of the client
+ * from before is forgotten.
+ */
+static void
+do_stls(char *argument)
+{
+	(void)argument;
+	if (!peer_offers_tls()) {
+		err_nonsense(peer_protected() ? "TLS is there already"
+					      : "there is no TLS here");
+		return;
+	}
+	wire_ok("begin TLS");
+	if (wire_flush() != WIRE_OK) {
+		end_session(reason_of(wire_flush()));
+		return;
+	}
+	tell_monitor(&(char){RECORD_TLS}, 1);
+	if (hear_monitor() != ANSWER_TLS || peer_switch_to_tls() == -1) {
+		end_session(REASON_TLS);
+		return;
+	}
+	wire_open(WIRE_BY_OCTET, options.autologout, session.monitor);
+	explicit_bzero(session.name, sizeof(session.name));
 }
 
 static void
@@ -525,7 +703,7 @@ do_quit(char *argument)
 
 /* ---- Commands ---- */
 
-enum arguments { NONE, ONE, PERHAPS_ONE, TWO, REST };
+enum arguments { NONE, ONE, PERHAPS_ONE, PERHAPS_TWO, TWO, REST };
 
 struct verb {
 	const char *name;
@@ -538,6 +716,9 @@ static const struct verb authorization[] = {
     {"CAPA", NONE, false, do_capa},
     {"USER", ONE, false, do_user},
     {"PASS", REST, false, do_pass},
+    {"APOP", TWO, false, do_apop},
+    {"AUTH", PERHAPS_TWO, false, do_auth},
+    {"STLS", NONE, false, do_stls},
     {"QUIT", NONE, false, do_authorization_quit},
     {NULL, NONE, false, NULL},
 };
@@ -586,6 +767,8 @@ fits(enum arguments arguments, const char *text)
 		return words == 0;
 	case PERHAPS_ONE:
 		return words <= 1;
+	case PERHAPS_TWO:
+		return words <= 2;
 	case TWO:
 		return words == 2;
 	default:
@@ -741,6 +924,12 @@ open_maildrop(const struct account *account)
 	if (account_expand(options.side, account, side, sizeof(side)) == 0)
 		site.side = side;
 	site.former = options.former;
+	if (!options.given && *account->maildir != '\0')
+		result =
+		    maildrop_open(&session.maildrop, account->maildir, &site);
+	if (!options.given && result == MAILDROP_VANISHED &&
+	    *account->mail != '\0')
+		result = maildrop_open(&session.maildrop, account->mail, &site);
 	for (i = 0; result == MAILDROP_VANISHED && i < options.maildrops; i++) {
 		result = maildrop_path(i, account, path);
 		if (result == MAILDROP_OK)
@@ -781,9 +970,11 @@ log_end(time_t started)
 static int
 run_transaction(const struct account *account, const char *welcome)
 {
+	struct sandbox_place place[MAILDROP_PLACES_MAX];
 	enum maildrop_result result;
 	char quoted[LOG_VALUE_MAX];
 	time_t started = time(NULL);
+	unsigned places;
 
 	session.authorized = true;
 	session.nonsense = 0;
@@ -792,6 +983,9 @@ run_transaction(const struct account *account, const char *welcome)
 		refuse_session(result);
 		return EX_OK;
 	}
+	log_prepare();
+	places = maildrop_places(&session.maildrop, place);
+	sandbox_cage_session(place, places);
 	log_event(LOG_INFO, "login", "maildrop=%s",
 	    log_quote(
 		session.maildrop.format != NULL ? session.maildrop.path : "-",
@@ -814,7 +1008,27 @@ run_transaction(const struct account *account, const char *welcome)
 static void
 greet(void)
 {
-	wire_ok("%s pop3-handler ready", options.host);
+	/* A timestamp would make clients try APOP first. */
+	if (options.apop)
+		wire_ok(
+		    "%s pop3-handler ready %s", options.host, session.stamp);
+	else
+		wire_ok("%s pop3-handler ready", options.host);
+}
+
+/* Makes the timestamp of this connection: in the form of a Message-ID, and
+ * never the same twice (RFC 1939 section 7). */
+static int
+make_stamp(void)
+{
+	uint64_t random;
+
+	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
+		return -1;
+	snprintf(session.stamp, sizeof(session.stamp), "<%016llx.%lx@%.64s>",
+	    (unsigned long long)random, (unsigned long)time(NULL),
+	    options.host);
+	return 0;
 }
 
 /* The process that strangers talk to; it owns nothing and decides nothing. */
@@ -823,11 +1037,17 @@ run_front(int monitor, pid_t parent, const struct passwd *user)
 {
 	char record[2] = {RECORD_ENDED};
 
+	/* An empty root is one more wall; without it there are the others. */
+	if (user != NULL && sandbox_empty_root() == -1)
+		log_warning("front", "no empty root: %s", strerror(errno));
 	if ((user != NULL && sandbox_become(user->pw_uid, user->pw_gid,
 				 user->pw_gid) == -1) ||
 	    sandbox_die_with(parent) == -1)
 		_exit(EX_OSERR);
+	sandbox_cage_front();
 	session.monitor = monitor;
+	peer_offers_tls(); /* looks at the environment, while it is as it was */
+	peer_forget_tls_control();
 	wire_open(WIRE_BY_OCTET, options.autologout, monitor);
 	greet();
 	serve();
@@ -895,8 +1115,11 @@ static enum account_verdict
 judge_login(
     struct front *front, char *record, size_t length, struct account *account)
 {
-	enum account_verdict verdict;
+	struct account_proof proof = {.name = record + 1,
+	    .stamp = session.stamp,
+	    .apop = record[0] == RECORD_APOP};
 	const char *name = record + 1, *secret;
+	enum account_verdict verdict;
 	struct timespec came;
 
 	/* Never trust a front: both must be there, ended, and nothing else. */
@@ -909,7 +1132,8 @@ judge_login(
 	}
 	clock_gettime(CLOCK_MONOTONIC, &came);
 	log_user(name);
-	verdict = account_check(options.accounts, name, secret, account);
+	proof.secret = secret;
+	verdict = account_check(&options.source, &proof, account);
 	if (verdict == ACCOUNT_REFUSED && !refuse_login(front, &came))
 		front->failures = FAILURES_MAX;
 	else if (verdict == ACCOUNT_TEMP || verdict == ACCOUNT_PERM) {
@@ -921,6 +1145,19 @@ judge_login(
 	return verdict;
 }
 
+/* Begins TLS, which the client has been told to wait for. */
+static int
+begin_tls(const struct front *front)
+{
+	if (!peer_offers_tls() || peer_begin_tls() == -1) {
+		log_warning("STLS", "no TLS with this client");
+		return -1;
+	}
+	wire_open(WIRE_BY_BLOCK, options.autologout, -1);
+	answer_front(front, ANSWER_TLS);
+	return 0;
+}
+
 /*
  * Listens to the front until a login is accepted, REASON_NONE, or there will
  * be none. The front has its own clock; ours only makes sure that it does not
@@ -929,7 +1166,7 @@ judge_login(
 static enum reason
 run_monitor(struct front *front, struct account *account)
 {
-	char record[RECORD_OCTETS];
+	static char record[RECORD_OCTETS];
 	enum account_verdict verdict;
 	enum wire_status status;
 	ssize_t length;
@@ -948,13 +1185,20 @@ run_monitor(struct front *front, struct account *account)
 		if (record[0] == RECORD_ALIVE)
 			continue;
 		if (record[0] == RECORD_ENDED && length == 2 &&
-		    record[1] > REASON_NONE && record[1] <= REASON_LOGINS)
+		    record[1] > REASON_NONE && record[1] <= REASON_TLS)
 			return (enum reason)record[1];
-		if (record[0] != RECORD_LOGIN ||
+		if (record[0] == RECORD_TLS) {
+			if (begin_tls(front) == -1)
+				return REASON_TLS;
+			continue;
+		}
+		if ((record[0] != RECORD_PASSWORD &&
+			(record[0] != RECORD_APOP || !options.apop)) ||
+		    (record[0] == RECORD_PASSWORD && !plaintext_allowed()) ||
 		    front->failures >= FAILURES_MAX)
 			return REASON_DISCONNECT;
 		verdict = judge_login(front, record, (size_t)length, account);
-		explicit_bzero(record, sizeof(record));
+		explicit_bzero(record, (size_t)length);
 		if (verdict == ACCOUNT_ACCEPTED)
 			return REASON_NONE;
 	}
@@ -1120,10 +1364,12 @@ usage(const char *option, const char *wrong)
 			log_error(option, "%s", wrong);
 	}
 	fprintf(stderr,
-	    "usage: pop3-handler -a file [-d dir] [-g seconds] [-h name] "
+	    "usage: pop3-handler [-Aps] [-a file | -c program] [-d dir] "
+	    "[-g seconds]\n"
+	    "           [-h name] [-i kind] [-m maildrop]... [-t seconds] "
+	    "[-u user]\n"
+	    "       pop3-handler -P [-p] [-d dir] [-g seconds] [-h name] "
 	    "[-i kind]\n"
-	    "           [-m maildrop]... [-t seconds] [-u user]\n"
-	    "       pop3-handler -P [-d dir] [-g seconds] [-h name] [-i kind]\n"
 	    "           [-m maildrop]... [-t seconds]\n"
 	    "       pop3-handler -V\n");
 	exit(EX_USAGE);
@@ -1137,6 +1383,7 @@ add_maildrop(const char *path)
 	if (*path == '\0' || !account_template_valid(path))
 		usage("-m", "not a path or template");
 	options.maildrop[options.maildrops++].path = path;
+	options.given = true;
 }
 
 /* A host name goes into the greeting and the log. */
@@ -1225,8 +1472,26 @@ default_maildrops(void)
 		options.maildrop[options.maildrops].path = path;
 		options.maildrop[options.maildrops++].literal = true;
 	}
-	add_maildrop("%h/Maildir");
-	add_maildrop("/var/mail/%u");
+	options.maildrop[options.maildrops++].path = "%h/Maildir";
+	options.maildrop[options.maildrops++].path = "/var/mail/%u";
+}
+
+/* Options that make no sense together. */
+static void
+check_combination(void)
+{
+	bool source =
+	    options.source.file != NULL || options.source.program != NULL;
+
+	if (options.preauthenticated &&
+	    (source || options.apop || options.secured))
+		usage("-P", "excludes -A, -a, -c and -s");
+	if (options.source.file != NULL && options.source.program != NULL)
+		usage("-c", "excludes -a");
+	if (options.apop && !source)
+		usage("-A", "needs -a or -c: the system has no secrets");
+	if (!options.preauthenticated)
+		check_templates();
 }
 
 static void
@@ -1235,10 +1500,19 @@ read_options(int argc, char **argv)
 	int option;
 
 	opterr = 0;
-	while ((option = getopt(argc, argv, "a:d:g:h:i:m:Pt:u:V")) != -1)
+	while ((option = getopt(argc, argv, "Aa:c:d:g:h:i:m:Ppst:u:V")) != -1)
 		switch (option) {
+		case 'A':
+			options.apop = true;
+			break;
 		case 'a':
-			options.accounts = optarg;
+			options.source.file = optarg;
+			break;
+		case 'c':
+			if (strlen(optarg) >= PATH_MAX ||
+			    optarg[strspn(optarg, " \t")] == '\0')
+				usage("-c", "not a command");
+			options.source.program = optarg;
 			break;
 		case 'd':
 			if (*optarg == '\0' || !account_template_valid(optarg))
@@ -1260,6 +1534,12 @@ read_options(int argc, char **argv)
 		case 'P':
 			options.preauthenticated = true;
 			break;
+		case 'p':
+			options.proxied = true;
+			break;
+		case 's':
+			options.secured = true;
+			break;
 		case 't':
 			set_autologout(optarg);
 			break;
@@ -1275,14 +1555,7 @@ read_options(int argc, char **argv)
 		}
 	if (optind < argc)
 		usage(argv[optind], "not an option");
-	if (options.preauthenticated && options.accounts != NULL)
-		usage("-P", "excludes -a");
-	if (!options.preauthenticated) {
-		if (options.accounts == NULL)
-			usage("-a", "missing: the system's accounts are not "
-				    "served yet");
-		check_templates();
-	}
+	check_combination();
 	default_maildrops();
 }
 
@@ -1313,6 +1586,8 @@ main(int argc, char **argv)
 	if (fcntl(STDIN_FILENO, F_GETFD) == -1 ||
 	    fcntl(STDOUT_FILENO, F_GETFD) == -1)
 		return EX_USAGE;
+	if (argc == 2 && strcmp(argv[1], ACCOUNT_REPORT) == 0)
+		return account_report();
 	reset_signals();
 	umask(077);
 	read_options(argc, argv);
@@ -1322,6 +1597,15 @@ main(int argc, char **argv)
 	    gethostname(options.host, sizeof(options.host) - 1) == -1)
 		strcpy(options.host, "localhost");
 	log_address(peer_address());
+	if (options.proxied) {
+		if (peer_read_proxy() == -1)
+			return EX_OK;
+		log_address(peer_address());
+	}
+	if (make_stamp() == -1) {
+		log_error("getrandom", "%s", strerror(errno));
+		return EX_OSERR;
+	}
 	log_event(LOG_DEBUG, "connect", "host=%s", options.host);
 	return options.preauthenticated ? run_preauthenticated() : run_login();
 }

@@ -1,13 +1,34 @@
-/* Dropping privileges; see sandbox.h. */
+/* Dropping privileges, and cages; see sandbox.h. */
 #include "sandbox.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <sys/prctl.h>
+#endif
+
+#include "log.h"
+
+#if defined(__linux__) && !defined(NO_CAGE) && defined(__LP64__)
+#if defined(__x86_64__) || defined(__aarch64__)
+#define HAVE_CAGE
+#endif
+#endif
+
+#ifdef HAVE_CAGE
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/landlock.h>
+#include <linux/seccomp.h>
+#include <sys/syscall.h>
 #endif
 
 static struct {
@@ -86,3 +107,285 @@ sandbox_die_with(pid_t parent)
 	/* It may have ended before we asked. */
 	return getppid() == parent ? 0 : -1;
 }
+
+/* ---- Cages ---- */
+
+int
+sandbox_empty_root(void)
+{
+#ifdef HAVE_CAGE
+	static char path[] = "/tmp/pop3-handler.XXXXXX";
+
+	/* Nothing can be made in a directory that is removed. */
+	if (mkdtemp(path) == NULL)
+		return -1;
+	if (chdir(path) == -1 || rmdir(path) == -1 || chroot(".") == -1) {
+		rmdir(path);
+		return -1;
+	}
+#endif
+	return 0;
+}
+
+#ifdef HAVE_CAGE
+
+#ifdef __x86_64__
+#define ARCHITECTURE AUDIT_ARCH_X86_64
+#else
+#define ARCHITECTURE AUDIT_ARCH_AARCH64
+#endif
+
+#define CALLS_MAX 120
+
+/* What both do: the wire, the clock, the log, and an end. */
+#define CALLS_OF_BOTH                                                      \
+	SYS_read, SYS_write, SYS_recvfrom, SYS_sendto, SYS_ppoll,          \
+	    SYS_rt_sigprocmask, SYS_rt_sigaction, SYS_rt_sigreturn,        \
+	    SYS_rt_sigpending, SYS_setitimer, SYS_clock_gettime,           \
+	    SYS_gettimeofday, SYS_close, SYS_fstat, SYS_newfstatat,        \
+	    SYS_getpid, SYS_setsockopt, SYS_getsockopt, SYS_shutdown,      \
+	    SYS_fcntl, SYS_dup3, SYS_brk, SYS_mmap, SYS_munmap, SYS_futex, \
+	    SYS_getrandom, SYS_restart_syscall, SYS_exit, SYS_exit_group
+
+static const unsigned front_calls[] = {
+    CALLS_OF_BOTH,
+#ifdef __x86_64__
+    SYS_poll,
+    SYS_alarm,
+    SYS_dup2,
+    SYS_time,
+#endif
+};
+
+static const unsigned session_calls[] = {
+    CALLS_OF_BOTH,
+    SYS_pread64,
+    SYS_pwrite64,
+    SYS_readv,
+    SYS_writev,
+    SYS_openat,
+    SYS_lseek,
+    SYS_getdents64,
+    SYS_statx,
+    SYS_fsync,
+    SYS_fdatasync,
+    SYS_ftruncate,
+    SYS_fallocate,
+    SYS_fadvise64,
+    SYS_linkat,
+    SYS_unlinkat,
+    SYS_renameat,
+    SYS_renameat2,
+    SYS_mkdirat,
+    SYS_faccessat,
+    SYS_faccessat2,
+    SYS_readlinkat,
+    SYS_utimensat,
+    SYS_mremap,
+    SYS_mprotect,
+    SYS_madvise,
+    SYS_clock_nanosleep,
+    SYS_nanosleep,
+    SYS_getuid,
+    SYS_geteuid,
+    SYS_getgid,
+    SYS_getegid,
+    SYS_setresgid,
+    SYS_umask,
+    SYS_uname,
+    SYS_getcwd,
+    SYS_dup,
+#ifdef __x86_64__
+    SYS_poll,
+    SYS_alarm,
+    SYS_time,
+    SYS_open,
+    SYS_stat,
+    SYS_lstat,
+    SYS_access,
+    SYS_link,
+    SYS_unlink,
+    SYS_rename,
+    SYS_mkdir,
+    SYS_readlink,
+#endif
+};
+
+static const unsigned deadly_calls[] = {
+    SYS_execve, SYS_execveat, SYS_ptrace, SYS_socket, SYS_socketpair};
+
+/* Adds what is done with each of these calls. */
+static unsigned
+add_calls(struct sock_filter *filter, unsigned at, const unsigned *calls,
+    size_t count, unsigned action)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		filter[at++] = (struct sock_filter)BPF_JUMP(
+		    BPF_JMP | BPF_JEQ | BPF_K, calls[i], 0, 1);
+		filter[at++] =
+		    (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, action);
+	}
+	return at;
+}
+
+static int
+allow_calls(const unsigned *calls, size_t count)
+{
+	struct sock_filter filter[8 + 2 * CALLS_MAX];
+	struct sock_fprog program = {.filter = filter};
+	unsigned at = 0;
+
+	filter[at++] = (struct sock_filter)BPF_STMT(
+	    BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
+	filter[at++] = (struct sock_filter)BPF_JUMP(
+	    BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0);
+	filter[at++] = (struct sock_filter)BPF_STMT(
+	    BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+	filter[at++] = (struct sock_filter)BPF_STMT(
+	    BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+	at = add_calls(filter, at, calls, count, SECCOMP_RET_ALLOW);
+	at = add_calls(filter, at, deadly_calls,
+	    sizeof(deadly_calls) / sizeof(*deadly_calls),
+	    SECCOMP_RET_KILL_PROCESS);
+	filter[at++] = (struct sock_filter)BPF_STMT(
+	    BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
+	program.len = (unsigned short)at;
+	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
+#ifndef LANDLOCK_ACCESS_FS_REFER
+#define LANDLOCK_ACCESS_FS_REFER (1ULL << 13)
+#endif
+#ifndef LANDLOCK_ACCESS_FS_TRUNCATE
+#define LANDLOCK_ACCESS_FS_TRUNCATE (1ULL << 14)
+#endif
+
+enum { LANDLOCK_RENAMES = 2, LANDLOCK_TRUNCATES = 3 }; /* versions with these */
+
+/* Names are made and removed; content is read and changed. */
+#define NAMES (LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_REMOVE_FILE)
+#define CONTENT                                                         \
+	(LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_WRITE_FILE | \
+	    LANDLOCK_ACCESS_FS_TRUNCATE)
+/* Whatever stands at a path of ours may have to be renamed aside. */
+#define ASIDE                                                             \
+	(LANDLOCK_ACCESS_FS_MAKE_DIR | LANDLOCK_ACCESS_FS_REMOVE_DIR |    \
+	    LANDLOCK_ACCESS_FS_MAKE_FIFO | LANDLOCK_ACCESS_FS_MAKE_SOCK | \
+	    LANDLOCK_ACCESS_FS_MAKE_SYM)
+#define TREE                                                     \
+	(NAMES | CONTENT | ASIDE | LANDLOCK_ACCESS_FS_READ_DIR | \
+	    LANDLOCK_ACCESS_FS_REFER)
+#define ALL ((1ULL << 15) - 1)
+
+/* Leaves nothing of the file system but the places. */
+static int
+limit_files(const struct sandbox_place *places, unsigned count)
+{
+	static const unsigned long long access[] = {[SANDBOX_TREE] = TREE,
+	    [SANDBOX_FILE] = CONTENT,
+	    [SANDBOX_NAMES] = NAMES};
+	struct landlock_path_beneath_attr rule = {0};
+	struct landlock_ruleset_attr rules = {.handled_access_fs = ALL};
+	long version = syscall(SYS_landlock_create_ruleset, NULL, 0,
+	    LANDLOCK_CREATE_RULESET_VERSION);
+	int set, result = 0;
+	unsigned i;
+
+	/* Without renames between directories no Maildir could be served. */
+	if (version < LANDLOCK_RENAMES)
+		return -1;
+	if (version < LANDLOCK_TRUNCATES)
+		rules.handled_access_fs &= ~LANDLOCK_ACCESS_FS_TRUNCATE;
+	set =
+	    (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof(rules), 0);
+	if (set == -1)
+		return -1;
+	for (i = 0; result == 0 && i < count; i++) {
+		rule.parent_fd = open(places[i].path, O_PATH | O_CLOEXEC);
+		/* What is not there needs no access. */
+		if (rule.parent_fd == -1)
+			continue;
+		rule.allowed_access =
+		    access[places[i].access] & rules.handled_access_fs;
+		result = (int)syscall(SYS_landlock_add_rule, set,
+		    LANDLOCK_RULE_PATH_BENEATH, &rule, 0);
+		close(rule.parent_fd);
+	}
+	if (result == 0)
+		result = (int)syscall(SYS_landlock_restrict_self, set, 0);
+	close(set);
+	return result;
+}
+
+static void
+limit(int resource, rlim_t most)
+{
+	struct rlimit now;
+
+	if (getrlimit((__rlimit_resource_t)resource, &now) == -1)
+		return;
+	if (now.rlim_max != RLIM_INFINITY && now.rlim_max < most)
+		most = now.rlim_max;
+	now.rlim_cur = now.rlim_max = most;
+	setrlimit((__rlimit_resource_t)resource, &now);
+}
+
+/* No core, and no way back to privileges. */
+static void
+close_up(void)
+{
+	limit(RLIMIT_CORE, 0);
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+}
+
+#define FRONT_MEMORY (64UL << 20)
+#define SESSION_MEMORY (2UL << 30)
+#define SESSION_FILES 64
+
+void
+sandbox_cage_front(void)
+{
+	limit(RLIMIT_AS, FRONT_MEMORY);
+	limit(RLIMIT_FSIZE, 0);
+	limit(RLIMIT_NPROC, 0);
+	close_up();
+	/* It has seen passwords: others of its user may not look into it. */
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	/* The monitor's line in the log says whether there is such a thing. */
+	allow_calls(front_calls, sizeof(front_calls) / sizeof(*front_calls));
+}
+
+void
+sandbox_cage_session(const struct sandbox_place *places, unsigned count)
+{
+	int files, calls;
+
+	limit(RLIMIT_AS, SESSION_MEMORY);
+	limit(RLIMIT_NOFILE, SESSION_FILES);
+	limit(RLIMIT_NPROC, 0);
+	close_up();
+	files = limit_files(places, count);
+	calls = allow_calls(
+	    session_calls, sizeof(session_calls) / sizeof(*session_calls));
+	if (files == -1 || calls == -1)
+		log_event(LOG_DEBUG, "cage", "landlock=%s seccomp=%s",
+		    files == -1 ? "no" : "yes", calls == -1 ? "no" : "yes");
+}
+
+#else
+
+void
+sandbox_cage_front(void)
+{
+}
+
+void
+sandbox_cage_session(const struct sandbox_place *places, unsigned count)
+{
+	(void)places;
+	(void)count;
+}
+
+#endif

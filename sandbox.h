@@ -1,4 +1,7 @@
-/* Dropping privileges. */
+/*
+ * Dropping privileges, and the cages around what strangers talk to and around
+ * what handles mail. Built with -DNO_CAGE (make CAGE=0) the cages are none.
+ */
 #ifndef SANDBOX_H
 #define SANDBOX_H
 
@@ -27,5 +30,32 @@ int sandbox_forget_group(void);
  * it. Returns 0, or -1 if the parent is not `parent` any more.
  */
 int sandbox_die_with(pid_t parent);
+
+/*
+ * For the front, before it changes its user: makes an empty directory, that is
+ * not there any more, its root. For root only. Returns 0, or -1 with errno.
+ */
+int sandbox_empty_root(void);
+
+/* Where a session has something to do. */
+enum sandbox_access {
+	SANDBOX_TREE, /* everything below a directory */
+	SANDBOX_FILE, /* the content of one file */
+	SANDBOX_NAMES /* making, linking and removing names in a directory */
+};
+struct sandbox_place {
+	const char *path;
+	enum sandbox_access access;
+};
+
+/*
+ * The cages, for the rest of the process's life: no core dumps, no new
+ * privileges, seccomp with a list of what it may do (anything else is EPERM;
+ * exec, ptrace and new sockets kill), and limits. The session's also has
+ * Landlock, which leaves it nothing of the file system but `places`. What the
+ * kernel does not have is left out, with a line in the log at debug level.
+ */
+void sandbox_cage_front(void);
+void sandbox_cage_session(const struct sandbox_place *places, unsigned count);
 
 #endif

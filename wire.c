@@ -17,9 +17,10 @@
 
 #define CLIENT_IN STDIN_FILENO
 #define CLIENT_OUT STDOUT_FILENO
-#define IN_OCTETS 8192
+#define IN_OCTETS 16384
 #define OUT_OCTETS 131072
-#define FLOOD_OCTETS 4096 /* a line before login that ends the session */
+#define FLOOD_OCTETS 4096 /* a line before login that ends the session, */
+#define ANSWER_FLOOD_OCTETS 16384 /* an answer to a challenge that does */
 #define PROGRESS_OCTETS                                       \
 	4096 /* what a client must take to be waited for anew \
 	      */
@@ -314,8 +315,10 @@ fill(void)
 	    wire.reading == WIRE_BY_OCTET ? 1 : IN_OCTETS - wire.in_end);
 }
 
-enum wire_status
-wire_command(char **line, size_t *length)
+/* The next line of at most `most` octets; one of more than `flood` ends the
+ * session before login. */
+static enum wire_status
+next_line(char **line, size_t *length, size_t most, size_t flood)
 {
 	size_t forgotten = 0; /* octets of an overlong line */
 	char *start, *end;
@@ -327,11 +330,11 @@ wire_command(char **line, size_t *length)
 		if (end != NULL)
 			break;
 		wire.scanned = wire.in_end - wire.in_start;
-		if (wire.scanned + forgotten > WIRE_COMMAND_OCTETS) {
+		if (wire.scanned + forgotten > most) {
 			forgotten += wire.scanned;
 			wire.in_start = wire.in_end = wire.scanned = 0;
 		}
-		if (wire.reading == WIRE_BY_OCTET && forgotten > FLOOD_OCTETS)
+		if (wire.reading == WIRE_BY_OCTET && forgotten > flood)
 			return wire.ended = WIRE_FLOOD;
 		if (wire_flush() != WIRE_OK || !fill()) {
 			disarm();
@@ -341,7 +344,7 @@ wire_command(char **line, size_t *length)
 	disarm();
 	wire.scanned = 0;
 	wire.in_start += (size_t)(end - start) + 1;
-	if (forgotten + (size_t)(end - start) + 1 > WIRE_COMMAND_OCTETS)
+	if (forgotten + (size_t)(end - start) + 1 > most)
 		return WIRE_TOO_LONG;
 	if (end > start && end[-1] == '\r')
 		end--;
@@ -349,6 +352,18 @@ wire_command(char **line, size_t *length)
 	*line = start;
 	*length = (size_t)(end - start);
 	return WIRE_OK;
+}
+
+enum wire_status
+wire_command(char **line, size_t *length)
+{
+	return next_line(line, length, WIRE_COMMAND_OCTETS, FLOOD_OCTETS);
+}
+
+enum wire_status
+wire_answer(char **line, size_t *length)
+{
+	return next_line(line, length, WIRE_ANSWER_OCTETS, ANSWER_FLOOD_OCTETS);
 }
 
 void

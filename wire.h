@@ -10,8 +10,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define WIRE_COMMAND_OCTETS 255 /* RFC 2449 section 4, with its line end */
-#define WIRE_REPLY_OCTETS 512	/* RFC 1939 section 3, with its CRLF */
+#define WIRE_COMMAND_OCTETS 255	 /* RFC 2449 section 4, with its line end */
+#define WIRE_REPLY_OCTETS 512	 /* RFC 1939 section 3, with its CRLF */
+#define WIRE_ANSWER_OCTETS 12288 /* RFC 4954: to a challenge, with line end */
 
 enum wire_status {
 	WIRE_OK,
@@ -50,6 +51,10 @@ void wire_grace(unsigned seconds, void (*idle)(void));
  * whole line has been read and forgotten.
  */
 enum wire_status wire_command(char **line, size_t *length);
+
+/* The same for the answer to a challenge (RFC 5034), which may be longer: up to
+ * WIRE_ANSWER_OCTETS. */
+enum wire_status wire_answer(char **line, size_t *length);
 
 /* Wipes the input that is done with: it may hold a password. */
 void wire_wipe(void);

@@ -42,19 +42,24 @@ usage() {
 	usage -a users -m maildir:relative
 }
 
-@test "options of later days are usage errors now" {
+@test "options that make no sense together are usage errors" {
 	local option
-	for option in -A -p -s; do
-		usage -P "$option"
+	for option in '-a users' '-c program' -A -s; do
+		# shellcheck disable=SC2086
+		usage -P $option
+		has 'file=-P' "$T/log"
 	done
-	for option in -c -g -i; do
-		usage -P "$option" x
-	done
-}
-
-@test "a start without -a and -P says that the system's accounts are not served yet" {
-	usage
-	has "the system's accounts are not served yet" "$T/log"
+	usage -a users -c program
+	has 'file=-c text="excludes -a"' "$T/log"
+	usage -A
+	has 'file=-A text="needs -a or -c' "$T/log"
+	usage -c ' '
+	usage -c
+	usage -P -g x
+	has 'file=-g' "$T/log"
+	usage -P -g -1
+	usage -P -i uw
+	has 'file=-i' "$T/log"
 }
 
 @test "600 seconds and more are allowed as autologout" {

@@ -58,6 +58,9 @@ options() {
 @test "valgrind finds nothing in a session over Maildir, mbox and login" {
 	need valgrind
 	[ -z "${SANITIZED:-}" ] || skip "needs a build without sanitizers"
+	# Valgrind makes system calls of its own.
+	cp "$ROOT"/*.[ch] "$ROOT/Makefile" "$T/bin/"
+	make -s -C "$T/bin" CAGE=0 >&2
 	POP3_PLAIN=$POP3
 	POP3=$T/bin/under-valgrind
 	printf '#!/bin/sh\nexec valgrind -q --leak-check=full --error-exitcode=99 --child-silent-after-fork=no --log-file="%s/valgrind.%%p" "%s" "$@"\n' "$T" "$POP3_PLAIN" >"$POP3"

@@ -95,7 +95,7 @@ two() {
 @test "unknown verbs, verbs of the other state and surplus arguments are errors" {
 	two
 	say 'USER x\r\nPASS x\r\nAPOP a b\r\nSTAT 1\r\nNOOP 1\r\nRSET 1\r\nQUIT 1\r\nCAPA 1\r\n\r\n RETR 1\r\nRETR1\r\nQUIT\r\n' -m M
-	expect "$HELLO"'-ERR not in this state\r\n-ERR not in this state\r\n-ERR unknown command\r\n-ERR wrong arguments\r\n-ERR wrong arguments\r\n-ERR wrong arguments\r\n-ERR wrong arguments\r\n-ERR wrong arguments\r\n-ERR unknown command\r\n-ERR unknown command\r\n-ERR unknown command\r\n+OK 0 deleted\r\n'
+	expect "$HELLO"'-ERR not in this state\r\n-ERR not in this state\r\n-ERR not in this state\r\n-ERR wrong arguments\r\n-ERR wrong arguments\r\n-ERR wrong arguments\r\n-ERR wrong arguments\r\n-ERR wrong arguments\r\n-ERR unknown command\r\n-ERR unknown command\r\n-ERR unknown command\r\n+OK 0 deleted\r\n'
 }
 
 @test "keywords are case-insensitive and spaces at the end of a line ignored" {
