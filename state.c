@@ -199,28 +199,26 @@ take_word(struct line *line, char *word, size_t most)
 	return length;
 }
 
+/* A digest as digest_hex() writes it, and a space. */
 static void
 take_digest(struct line *line, unsigned char digest[DIGEST_OCTETS])
 {
-	static const char digits[] = "0123456789abcdef";
-	const char *high, *low;
-	unsigned i;
+	const unsigned char *p = (const unsigned char *)line->p;
+	unsigned value, digit, wrong = 0, i;
 
-	if (line->end - line->p <= DIGEST_HEX || line->p[DIGEST_HEX] != ' ') {
+	if (line->end - line->p <= DIGEST_HEX) {
 		line->wrong = true;
 		return;
 	}
-	for (i = 0; i < DIGEST_OCTETS; i++, line->p += 2) {
-		high = memchr(digits, line->p[0], 16);
-		low = memchr(digits, line->p[1], 16);
-		if (high == NULL || low == NULL) {
-			line->wrong = true;
-			return;
-		}
-		digest[i] =
-		    (unsigned char)((high - digits) << 4 | (low - digits));
+	for (i = 0; i < DIGEST_HEX; i++) {
+		digit = p[i] - (unsigned)'0';
+		value = p[i] - (unsigned)'a';
+		wrong |= digit > 9 && value > 5;
+		value = digit <= 9 ? digit : value + 10;
+		digest[i / 2] = (unsigned char)(digest[i / 2] << 4 | value);
 	}
-	line->p++;
+	line->wrong |= wrong != 0 || p[DIGEST_HEX] != ' ';
+	line->p += DIGEST_HEX + 1;
 }
 
 /* Adds the row that a line is. */
