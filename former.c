@@ -117,9 +117,9 @@ end(const char *whose)
 
 /* ---- Lists beside a Maildir ---- */
 
-/* Notes an id for the messages with this base name. */
-static void
-note_named(const char *name, const char *id)
+/* The row with this base name, or NULL. */
+static const struct message *
+row_named(const char *name)
 {
 	const struct maildrop *md = former.md;
 	unsigned low = 0, high = md->table.count, middle;
@@ -130,15 +130,27 @@ note_named(const char *name, const char *id)
 		middle = low + (high - low) / 2;
 		m = &md->table.row[former.order[middle]];
 		order = compare_bases(md->text.octets + m->place, name);
-		if (order == 0 && (m->flags & MESSAGE_AMBIGUOUS) == 0)
-			note_id(former.order[middle], id);
 		if (order == 0)
-			return;
+			return m;
 		if (order < 0)
 			low = middle + 1;
 		else
 			high = middle;
 	}
+	return NULL;
+}
+
+/* Notes an id for the message with this base name, unless it is another's. */
+static void
+note_named(const char *name, const char *id)
+{
+	const struct message *m = row_named(name), *other;
+
+	if (m == NULL || (m->flags & MESSAGE_AMBIGUOUS) != 0)
+		return;
+	other = strchr(id, ':') == NULL ? row_named(id) : NULL;
+	if (other == NULL || other == m)
+		note_id((unsigned)(m - former.md->table.row), id);
 }
 
 /* Takes a decimal number off a text; false if there is none that fits. */
@@ -184,13 +196,15 @@ dovecot_head(struct list *list, const char *line)
 }
 
 /* "UID NAME", or in version 3 "UID WORD... :NAME", where a word that begins
- * with "P" is the id that an earlier server gave. */
+ * with "P" is the id that was saved: that of an earlier server, or, if nothing
+ * follows, the base name. */
 static bool
 dovecot_line(struct list *list, const char *line)
 {
-	char id[MAILDROP_UID_OCTETS + 1], own[MAILDROP_UID_OCTETS + 1] = "";
+	char id[MAILDROP_UID_OCTETS + 2];
+	const char *saved = NULL;
 	unsigned long long uid;
-	size_t length;
+	size_t length, saved_length = 0;
 
 	if (!take_number(&line, &uid) || *line != ' ' || uid <= list->last)
 		return false;
@@ -198,18 +212,28 @@ dovecot_line(struct list *list, const char *line)
 	line += strspn(line, " ");
 	while (list->version == 3 && *line != ':') {
 		length = strcspn(line, " ");
-		if (*line == 'P' && length <= MAILDROP_UID_OCTETS)
-			snprintf(own, sizeof(own), "%.*s", (int)length - 1,
-			    line + 1);
+		if (*line == 'P') {
+			saved = line + 1;
+			saved_length = length - 1;
+		}
 		line += length;
 		line += strspn(line, " ");
 		if (*line == '\0')
 			return false;
 	}
 	line += list->version == 3;
-	/* Its pop3_uidl_format is %08Xu%08Xv unless the site set another. */
-	snprintf(id, sizeof(id), "%08llX%08llX", uid, list->validity);
-	note_named(line, own[0] != '\0' ? own : id);
+	if (saved != NULL && saved_length == 0) {
+		saved = line;
+		saved_length = strcspn(line, ":");
+	}
+	/* Its pop3_uidl_format is %08Xu%08Xv unless the site set another; its
+	 * hex is in lower case all the same. One that is cut here is too long
+	 * to be taken. */
+	if (saved != NULL)
+		snprintf(id, sizeof(id), "%.*s", (int)saved_length, saved);
+	else
+		snprintf(id, sizeof(id), "%08llx%08llx", uid, list->validity);
+	note_named(line, id);
 	return true;
 }
 
@@ -218,7 +242,7 @@ static bool
 courier_head(struct list *list, const char *line)
 {
 	line++;
-	return take_number(&line, &list->version);
+	return take_number(&line, &list->version) && list->version <= 3;
 }
 
 /* The id that Courier makes of a file name where it has no number for it. */
@@ -341,18 +365,23 @@ read_courier(int root)
 	FILE *file = open_list(root, "courierpop3dsizelist");
 	struct list list = {0};
 	char line[LINE_OCTETS];
-	bool right, first = true;
+	bool first = true;
+	unsigned wrong = 0;
 
 	if (file == NULL)
 		return;
-	while (next_line(file, line)) {
-		right = first && *line == '/' ? courier_head(&list, line)
-					      : courier_line(&list, line);
-		first = false;
-		if (!right)
-			log_warning("courierpop3dsizelist",
-			    "a line is not of its form");
+	for (; next_line(file, line); first = false) {
+		if (!first || *line != '/') {
+			wrong += !courier_line(&list, line);
+		} else if (!courier_head(&list, line)) {
+			log_warning(
+			    "courierpop3dsizelist", "not used: unknown form");
+			break;
+		}
 	}
+	if (wrong > 0)
+		log_warning("courierpop3dsizelist",
+		    "%u lines are not of its form", wrong);
 	fclose(file);
 }
 
@@ -501,7 +530,7 @@ read_uids(struct maildrop *md, int fd, off_t end_of_file)
 			snprintf(id, sizeof(id), "%08llx%08llx",
 			    header.validity, header.uid);
 		else
-			snprintf(id, sizeof(id), "%08llX%08llX", header.uid,
+			snprintf(id, sizeof(id), "%08llx%08llx", header.uid,
 			    header.validity);
 		note_id(n, id);
 	}
