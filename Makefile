@@ -53,7 +53,8 @@ tests/tools/crypt-log.so: tests/tools/crypt-log.c
 
 # What needs real servers and clients, or sweeps over many faults.
 SLOW = tests/superserver.bats tests/powercut.bats tests/faults.bats \
-	tests/storm.bats tests/diskfull.bats
+	tests/storm.bats tests/diskfull.bats tests/takeover.bats \
+	tests/yield.bats
 BENCH = update
 
 check: all $(TOOLS)

@@ -391,6 +391,8 @@ former_maildir(struct maildrop *md, int root)
 	enum former whose = md->site->former;
 	bool dovecot = false;
 
+	if (whose == FORMER_NONE)
+		return;
 	if (begin(md)) {
 		if (whose == FORMER_AUTO || whose == FORMER_DOVECOT)
 			dovecot = read_dovecot(root);
@@ -453,7 +455,14 @@ each_header_line(struct maildrop *md, int fd, off_t at, off_t end, bool crlf,
 struct uid_header {
 	const char *base_field;
 	unsigned long long validity, last, uid;
+	unsigned lines; /* of c-client's, in its order, seen one by one */
 };
+
+/* The lines that c-client writes into the first message. Dovecot has X-UID
+ * before Status, and leaves out what is empty. */
+static const char *const c_client_lines[] = {
+    "X-IMAPbase:", "Status:", "X-Status:", "X-Keywords:", "X-UID:"};
+#define C_CLIENT_LINES (sizeof(c_client_lines) / sizeof(*c_client_lines))
 
 /* What follows the name of a field on a line, or NULL if it is another. */
 static const char *
@@ -480,6 +489,10 @@ use_uid_line(void *context, const char *line, size_t length, bool start)
 		length = sizeof(text) - 1;
 	memcpy(text, line, length);
 	text[length] = '\0';
+	if (header->lines < C_CLIENT_LINES) {
+		p = field_value(text, length, c_client_lines[header->lines]);
+		header->lines = p != NULL ? header->lines + 1 : 0;
+	}
 	p = field_value(text, length, header->base_field);
 	if (p != NULL && header->validity == 0) {
 		if (!take_number(&p, &header->validity) || *p != ' ')
@@ -507,7 +520,7 @@ read_uids(struct maildrop *md, int fd, off_t end_of_file)
 {
 	const struct message_table *table = &md->table;
 	bool record = table->count > 0 && table->row[0].place > 0;
-	bool uw = record && md->site->former != FORMER_DOVECOT;
+	bool uw;
 	struct uid_header header = {
 	    .base_field = record ? "X-IMAP:" : "X-IMAPbase:"};
 	unsigned long long before = 0;
@@ -516,6 +529,8 @@ read_uids(struct maildrop *md, int fd, off_t end_of_file)
 	off_t next;
 
 	each_header_line(md, fd, 0, end_of_file, true, use_uid_line, &header);
+	uw = (record || header.lines == C_CLIENT_LINES) &&
+	     md->site->former != FORMER_DOVECOT;
 	for (n = 0; header.validity > 0 && n < table->count; n++) {
 		header.uid = 0;
 		next = n + 1 < table->count ? (off_t)table->row[n + 1].place
@@ -603,6 +618,8 @@ former_mbox(struct maildrop *md, int fd, off_t end_of_file)
 {
 	enum former whose = md->site->former;
 
+	if (whose == FORMER_NONE)
+		return;
 	if (begin(md)) {
 		if (whose == FORMER_AUTO || whose == FORMER_DOVECOT)
 			read_uids(md, fd, end_of_file);

@@ -316,10 +316,17 @@ follow_entry(
 		else
 			high = middle;
 	}
+	/* Of those that share a base name each is only where it was. */
+	for (; low < table->count; low++) {
+		m = &table->row[base_order[low]];
+		if (compare_bases(name_of(m), entry->d_name) != 0)
+			return 0;
+		if ((m->flags & MESSAGE_AMBIGUOUS) == 0 ||
+		    (subdirectory_of(m) == d &&
+			strcmp(name_of(m), entry->d_name) == 0))
+			break;
+	}
 	if (low == table->count)
-		return 0;
-	m = &table->row[base_order[low]];
-	if (compare_bases(name_of(m), entry->d_name) != 0)
 		return 0;
 	if ((m->flags & MESSAGE_MISSED) == 0) {
 		m->flags |= MESSAGE_SEVERAL;
@@ -591,6 +598,9 @@ maildir_scan(struct maildrop *md)
 		if ((table->row[i].flags & MESSAGE_KNOWN) == 0)
 			result = measure(md, &table->row[i]);
 	message_drop(table, MESSAGE_VANISHED);
+	/* Without a state file of ours there was another server. */
+	if (result == MAILDROP_OK && !md->remembered)
+		former_maildir(md, maildir.root);
 	return result;
 }
 
@@ -895,12 +905,6 @@ maildir_places(
 	return DIRECTORIES + 1;
 }
 
-static void
-maildir_take_over(struct maildrop *md)
-{
-	former_maildir(md, maildir.root);
-}
-
 const struct maildrop_format maildir_format = {
     .name = "maildir",
     .state_path = maildir_state_path,
@@ -910,7 +914,6 @@ const struct maildrop_format maildir_format = {
     .update = maildir_update,
     .undisturbed = maildir_undisturbed,
     .places = maildir_places,
-    .take_over = maildir_take_over,
     .close = maildir_close,
     .named = true,
 };

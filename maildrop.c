@@ -367,8 +367,12 @@ maildrop_resume(struct maildrop *md)
 {
 	if (!md->yielded)
 		return true;
-	if (!state_relock(md->state, md->lock) || !md->format->undisturbed(md))
+	if (!state_relock(md->state, md->lock))
 		return false;
+	if (!md->format->undisturbed(md)) {
+		state_unlock(md->lock); /* the client may yet take its time */
+		return false;
+	}
 	md->yielded = false;
 	return true;
 }
@@ -479,22 +483,23 @@ enum maildrop_result
 maildrop_scan(struct maildrop *md)
 {
 	enum maildrop_result result;
+	unsigned known;
 	bool adopted;
 
 	if (md->format == NULL)
 		return MAILDROP_OK;
 	if (md->lock != -1)
 		state_read(md);
+	known = md->before.count;
 	result = md->format->scan(md);
 	if (result != MAILDROP_OK)
 		md->table.count = 0; /* half a table is none */
 	maildrop_reset(md);
 	if (result != MAILDROP_OK)
 		return result;
-	/* Without a state file of ours there was another server. */
-	if (!md->remembered && md->site->former != FORMER_NONE)
-		md->format->take_over(md);
-	adopted = md->remembered && md->before.row == NULL;
+	/* A file that knew no message has no table to adopt. */
+	adopted = md->remembered && md->before.row == NULL &&
+		  (known > 0 || md->table.count == 0);
 	if (!adopted || !same_identity(&md->identity, &md->known))
 		maildrop_remember(md);
 	else if (memcmp(&md->identity.sure, &md->known.sure,

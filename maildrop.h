@@ -146,8 +146,6 @@ struct maildrop_format {
 	/* Names the places that it needs; see maildrop_places(). */
 	unsigned (*places)(struct maildrop *md,
 	    struct sandbox_place place[MAILDROP_PLACES_MAX]);
-	/* Finds the unique-ids that the server before us gave. */
-	void (*take_over)(struct maildrop *md);
 	void (*close)(struct maildrop *md);
 	bool named; /* `place` is that of a name in the texts */
 };
@@ -176,6 +174,7 @@ struct maildrop {
 	char state[PATH_MAX];
 	int lock;		     /* it, locked, or -1 */
 	bool yielded;		     /* the lock is let go of for a while */
+	bool unwritten;		     /* the log says that it could not be */
 	bool remembered;	     /* it said something, namely: */
 	struct message_table before; /* until the scan has used it */
 	struct identity known;

@@ -21,6 +21,7 @@
 #include "maildrop.h"
 
 #define FROM_OCTETS 1024 /* a longer line is no From_ line */
+#define FROM_LEAST 25	 /* nor is a shorter one */
 
 #define LOCK_SECONDS 30	    /* how long we wait for the delivery locks */
 #define REFRESH_SECONDS 30  /* how often a dotlock of ours is touched */
@@ -1225,6 +1226,8 @@ mbox_find(struct maildrop *md, struct message *m, struct stored *where)
 		end -= 2;
 	where->fd = mbox.fd;
 	where->start = (off_t)m->place + from;
+	if (end < where->start)
+		return maildrop_failed(md->path, "read");
 	where->length = (uint64_t)(end - where->start);
 	where->close = false;
 	return MAILDROP_OK;
@@ -1279,7 +1282,7 @@ places_possible(const struct maildrop *md)
 	for (i = 0; i < md->before.count; i++) {
 		if (md->before.row[i].place < least)
 			return false;
-		least = md->before.row[i].place + 1;
+		least = md->before.row[i].place + FROM_LEAST;
 	}
 	return least <= end && end <= md->known.number[SIZE] &&
 	       end <= MESSAGE_OCTETS_MAX;
@@ -1295,7 +1298,7 @@ extend_table(struct maildrop *md, bool *done)
 {
 	struct message_table *table = &md->table;
 	enum maildrop_result result = MAILDROP_OK;
-	unsigned last = md->before.count;
+	unsigned last = md->before.count, found;
 	struct message was, *row;
 	uint32_t id;
 
@@ -1305,7 +1308,7 @@ extend_table(struct maildrop *md, bool *done)
 	message_swap(md);
 	was = table->row[last];
 	id = table->id != NULL ? table->id[last] : 0;
-	if (places_hold(md, &last)) {
+	if (places_hold(md, &found)) {
 		table->count = last;
 		result = scan_file(md, (off_t)was.place, false, 0);
 		row = &table->row[last];
@@ -1345,9 +1348,13 @@ scan_locked(struct maildrop *md)
 		return result;
 	md->table.count = 0;
 	result = scan_file(md, 0, false, 0);
-	if (result == MAILDROP_OK && md->remembered)
-		result = message_inherit(md, by_row_digest, NULL);
-	return result;
+	if (result != MAILDROP_OK)
+		return result;
+	if (md->remembered)
+		return message_inherit(md, by_row_digest, NULL);
+	/* Without a state file of ours there was another server. */
+	former_mbox(md, mbox.fd, mbox.end);
+	return MAILDROP_OK;
 }
 
 static enum maildrop_result
@@ -1566,12 +1573,6 @@ mbox_places(
 	return count;
 }
 
-static void
-mbox_take_over(struct maildrop *md)
-{
-	former_mbox(md, mbox.fd, mbox.end);
-}
-
 const struct maildrop_format mbox_format = {
     .name = "mbox",
     .state_path = mbox_state_path,
@@ -1582,6 +1583,5 @@ const struct maildrop_format mbox_format = {
     .update = mbox_update,
     .undisturbed = mbox_undisturbed,
     .places = mbox_places,
-    .take_over = mbox_take_over,
     .close = mbox_close,
 };

@@ -254,9 +254,10 @@ take_row(struct maildrop *md, struct line *line)
 	}
 	length = take_word(line, name, NAME_MAX);
 	if (md->format->named) {
-		line->wrong |= length == 0 || *name == '.' ||
-			       strchr(name, '/') != NULL ||
-			       ((m->flags & MESSAGE_DIGEST) != 0 && text == 0);
+		line->wrong |=
+		    length == 0 || *name == '.' || strchr(name, '/') != NULL ||
+		    ((m->flags & MESSAGE_DIGEST) != 0 && text == 0) ||
+		    (text == 0 && !message_id_valid(name, strcspn(name, ":")));
 		text = text_add(md, name, length + 1);
 		if (text == -1)
 			return false;
@@ -521,7 +522,9 @@ state_write(struct maildrop *md)
 		md->lock = fd;
 		return;
 	}
-	log_warning(md->state, "not written: %s", strerror(errno));
+	if (!md->unwritten)
+		log_warning(md->state, "not written: %s", strerror(errno));
+	md->unwritten = true;
 	if (fd == -1)
 		return;
 	unlink(path);

@@ -394,6 +394,15 @@ FOUR='000000036553f101 000000056553f101 000000086553f101 000000096553f101'
 	gives '' -m B
 }
 
+@test "so do the lines of c-client in the first message, in its order" {
+	box "$FIRST\nSubject: 1\nX-IMAPbase: 1700000001 0000000009\nStatus: RO\nX-Status: \nX-Keywords: \nX-UID: 3\n\n1\n\n"
+	gives '6553f10100000003' -m B
+	forget
+	gives '000000036553f101' -m B -i dovecot
+	box "$FIRST\nSubject: 1\nX-IMAPbase: 1700000001 0000000009\nX-UID: 3\nStatus: RO\nX-Status: F\nX-Keywords: \n\n1\n\n"
+	gives '000000036553f101' -m B
+}
+
 @test "-i courier, popa3d and none take no X-UID over" {
 	local kind
 	four

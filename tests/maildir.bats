@@ -261,3 +261,20 @@ ids() {
 	has '+OK 1 17' "$T/out"
 	logged 'no session lock: not a regular file'
 }
+
+@test "of two files with one base name the marked one goes, also when a reader has moved another" {
+	maildir M
+	printf three >"$T/M/cur/foo:2,S"
+	printf seven >"$T/M/new/foo"
+	printf bar >"$T/M/new/bar"
+	touch -d @1000000000 "$T/M/cur/foo:2,S"
+	touch -d @1000000005 "$T/M/new/foo"
+	touch -d @1000000009 "$T/M/new/bar"
+	converse -P -m M
+	mv "$T/M/new/bar" "$T/M/cur/bar:2,"
+	tell 'RETR 3\r\nRETR 1\r\nDELE 1\r\nQUIT\r\n'
+	hang_up
+	expect "$HELLO"'+OK 5 octets\r\nbar\r\n.\r\n+OK 7 octets\r\nthree\r\n.\r\n+OK message 1 deleted\r\n+OK 1 deleted\r\n'
+	[ ! -e "$T/M/cur/foo:2,S" ]
+	[ "$(cat "$T/M/new/foo")" = seven ]
+}

@@ -235,6 +235,9 @@ class Harness:
             with open(old, "wb") as file:
                 file.write(data)
                 file.truncate()
+            # So that it is always doubted, and every run does the same.
+            if "pop3-state" in name:
+                os.utime(path, (0, 0))
 
     @staticmethod
     def digest(kept):
@@ -243,8 +246,11 @@ class Harness:
         for name in sorted(kept):
             plain = re.sub(r"\d+$", "", name)
             total.update(plain.encode() + b"\0")
+            data = kept[name]
+            if "pop3-state" in plain:  # without times, and their sum
+                data = b"".join(data.split(b"\n")[2:-2])
             if not plain.endswith(".lock") and "pop3-lock" not in plain:
-                total.update(hashlib.sha1(kept[name]).digest())
+                total.update(hashlib.sha1(data).digest())
         return total.hexdigest()
 
     @staticmethod
@@ -368,6 +374,7 @@ class Harness:
         for text in appended:
             self.append(where, text)
         state = self.snapshot(where)
+        self.restore(where, state)
         calls, _ = self.calls(where, b"QUIT\r\n", r'/B", O_')
         return where, state, calls
 
