@@ -54,11 +54,16 @@ tests/tools/crypt-log.so: tests/tools/crypt-log.c
 # What needs real servers and clients, or sweeps over many faults.
 SLOW = tests/superserver.bats tests/powercut.bats tests/faults.bats \
 	tests/storm.bats tests/diskfull.bats tests/takeover.bats \
-	tests/yield.bats
+	tests/yield.bats tests/auth-slow.bats
 BENCH = update
 
+# Files of tests at once: most of them wait for something most of the time.
+JOBS = 4
+EACH = xargs -n 1 -P $(JOBS) sh -c 't=$$(mktemp) && { bats "$$0" >"$$t" 2>&1; \
+	s=$$?; echo "$$0"; cat "$$t"; rm -f "$$t"; exit $$s; }'
+
 check: all $(TOOLS)
-	bats $$(ls tests/*.bats | grep -vxF "$$(echo $(SLOW) | tr ' ' '\n')")
+	ls tests/*.bats | grep -vxF "$$(echo $(SLOW) | tr ' ' '\n')" | $(EACH)
 
 check-slow: all $(TOOLS)
 	bats $(SLOW)

@@ -197,8 +197,9 @@ proves(const char *stored, const char *decoy, const struct account_proof *proof)
 	else
 		proven =
 		    plain != NULL ? same_text(plain, proof->secret) : hashed;
-	/* An empty secret lets nobody in. */
-	return proven && (plain != NULL ? *plain != '\0' : !proof->apop);
+	/* An empty secret lets nobody in, stored or sent. */
+	return proven && *proof->secret != '\0' &&
+	       (plain != NULL ? *plain != '\0' : !proof->apop);
 }
 
 /* Reads a uid or gid; an empty one is `own`, which root has none to give. */
@@ -406,7 +407,7 @@ aging(const struct spwd *shadow)
 		return "the account has expired";
 	if (changed == 0)
 		return "the password must be changed";
-	if (changed > 0 && most >= 0 && today > changed + most)
+	if (changed > 0 && most >= 0 && today - changed > most)
 		return "the password has expired";
 	return NULL;
 }
@@ -479,12 +480,11 @@ check_system(
 		return ACCOUNT_TEMP;
 	}
 	if (hash != NULL && shadow == NULL && strcmp(hash, "x") == 0) {
-		log_error("/etc/shadow", "cannot be read by uid %lu",
-		    (unsigned long)geteuid());
+		log_error("/etc/shadow", "no entry of this user can be read");
 		hash = NULL;
 	}
 	if (!proves_hash(hash, decoy, proof->secret) || user == NULL ||
-	    proof->apop)
+	    *proof->secret == '\0' || proof->apop)
 		return ACCOUNT_REFUSED;
 	return accept_user(user, shadow, account);
 }
@@ -502,6 +502,8 @@ struct program {
 	pid_t pid;
 	int report; /* where what it runs reports to us */
 	struct timespec until;
+	bool ended; /* with */
+	int status;
 };
 
 int
@@ -563,10 +565,11 @@ exec_program(char *const *words, int data, int report, pid_t parent)
 	    dup2(null, STDOUT_FILENO) == -1 || dup2(data, DATA_FD) == -1 ||
 	    dup2(report, REPORT_FD) == -1 || sandbox_die_with(parent) == -1)
 		_exit(EX_OSERR);
-	if (null > REPORT_FD)
-		close(null);
-	close(data);
-	close(report);
+	/* Nor is the client to be found under another number. */
+	if (close_range(REPORT_FD + 1, ~0U, 0) == -1) {
+		close(data);
+		close(report);
+	}
 	sigaction(SIGPIPE, &action, NULL);
 	sigaction(SIGXFSZ, &action, NULL);
 	sigemptyset(&none);
@@ -619,42 +622,59 @@ time_left(const struct program *program)
 	return left > 0 ? (int)left : 0;
 }
 
-/* Reads what is reported, up to the end of it or of the time. */
-static size_t
-read_report(const struct program *program, char *report, size_t room)
+/* Whether the program has ended. */
+static bool
+has_ended(struct program *program)
 {
+	if (!program->ended)
+		program->ended = waitpid(program->pid, &program->status,
+				     WNOHANG) == program->pid;
+	return program->ended;
+}
+
+/* Reads what is reported, until the program has ended (what it may leave in the
+ * background does not count) or its time is over. */
+static size_t
+read_report(struct program *program, char *report, size_t room)
+{
+	const int look_milliseconds = 5;
 	struct pollfd fd = {.fd = program->report, .events = POLLIN};
+	bool ended = false;
 	size_t used = 0;
 	ssize_t n;
 
-	while (used < room && time_left(program) > 0) {
-		if (poll(&fd, 1, time_left(program)) < 1)
-			continue;
-		n = read(program->report, report + used, room - used);
-		if (n < 1)
+	while (time_left(program) > 0) {
+		if (poll(&fd, 1, ended ? 0 : look_milliseconds) == 1 &&
+		    used < room) {
+			n = read(program->report, report + used, room - used);
+			used += n > 0 ? (size_t)n : 0;
+			if (n > 0)
+				continue;
+			fd.fd = -1; /* no more will come, but it must end */
+		}
+		if (ended)
 			break;
-		used += (size_t)n;
+		ended = has_ended(program);
 	}
 	return used;
 }
 
-/* Waits for the program, or kills it and what it runs. False: killed. */
+/* Ends what there still is of the program, and of what it runs. False: it had
+ * not ended by itself. */
 static bool
-wait_for_program(const struct program *program, int *status)
+end_program(struct program *program)
 {
-	const struct timespec pause = {.tv_nsec = 2000000};
-	pid_t done;
+	bool by_itself = has_ended(program);
 
-	while ((done = waitpid(program->pid, status, WNOHANG)) == 0 &&
-	       time_left(program) > 0)
-		nanosleep(&pause, NULL);
-	if (done == program->pid)
-		return true;
 	kill(-program->pid, SIGKILL);
-	kill(program->pid, SIGKILL);
-	while (waitpid(program->pid, status, 0) == -1 && errno == EINTR)
-		continue;
-	return false;
+	while (!program->ended) {
+		kill(program->pid, SIGKILL);
+		if (waitpid(program->pid, &program->status, 0) == -1 &&
+		    errno == EINTR)
+			continue;
+		program->ended = true;
+	}
+	return by_itself;
 }
 
 /* A path as the program gave it; one that is relative is below the home. */
@@ -743,9 +763,9 @@ check_program(const char *command, const struct account_proof *proof,
 	static char text[PATH_MAX], report[REPORT_OCTETS];
 	char data[PROGRAM_DATA + 1], *words[PROGRAM_WORDS + 3];
 	enum account_verdict verdict;
-	struct program program;
+	struct program program = {0};
 	unsigned count;
-	int length, status;
+	int length;
 	size_t reported;
 
 	snprintf(text, sizeof(text), "%s", command);
@@ -759,8 +779,10 @@ check_program(const char *command, const struct account_proof *proof,
 	}
 	length = snprintf(data, sizeof(data), "%s%c%s%c%s", proof->name, 0,
 	    proof->secret, 0, proof->stamp);
-	if (length + 1 > PROGRAM_DATA)
+	if (length + 1 > PROGRAM_DATA) {
+		explicit_bzero(data, sizeof(data));
 		return ACCOUNT_REFUSED;
+	}
 	if (start_program(words, data, (size_t)length + 1, &program) == -1) {
 		log_error(words[0], "not run: %s", strerror(errno));
 		explicit_bzero(data, sizeof(data));
@@ -769,11 +791,11 @@ check_program(const char *command, const struct account_proof *proof,
 	explicit_bzero(data, sizeof(data));
 	reported = read_report(&program, report, sizeof(report));
 	close(program.report);
-	if (!wait_for_program(&program, &status)) {
+	if (!end_program(&program)) {
 		log_error(words[0], "killed after %d seconds", PROGRAM_SECONDS);
 		return ACCOUNT_TEMP;
 	}
-	verdict = judge_exit(words[0], status);
+	verdict = judge_exit(words[0], program.status);
 	if (verdict == ACCOUNT_ACCEPTED)
 		verdict = take_report(
 		    words[0], report, reported, proof->name, account);
@@ -791,8 +813,9 @@ account_check(const struct account_source *source,
 		return check_file(source->file, proof, account);
 	if (source->program == NULL)
 		return check_system(proof, valid, account);
-	return valid ? check_program(source->program, proof, account)
-		     : ACCOUNT_REFUSED;
+	return valid && *proof->secret != '\0'
+		   ? check_program(source->program, proof, account)
+		   : ACCOUNT_REFUSED;
 }
 
 void

@@ -122,8 +122,10 @@ read_exactly(int fd, char *to, size_t length, const struct timespec *until)
 		clock_gettime(CLOCK_MONOTONIC, &now);
 		left = (until->tv_sec - now.tv_sec) * 1000 +
 		       (until->tv_nsec - now.tv_nsec) / 1000000;
-		if (left <= 0 || poll(&in, 1, (int)left) == 0)
+		if (left <= 0)
 			return false;
+		if (poll(&in, 1, (int)left) < 1)
+			continue;
 		n = read(fd, to, length);
 		if (n == 0 || (n == -1 && errno != EINTR && errno != EAGAIN))
 			return false;
@@ -230,6 +232,7 @@ static const char *
 parse_proxy2(unsigned char family, const unsigned char *p, size_t length)
 {
 	enum { INET = 0x11, INET6 = 0x21, UNIX = 0x31, UNSPECIFIED = 0 };
+	const char *wrong = NULL;
 	struct in6_addr in6;
 	size_t addresses = 0;
 
@@ -243,6 +246,11 @@ parse_proxy2(unsigned char family, const unsigned char *p, size_t length)
 		return "of no stream that is known";
 	if (length < addresses)
 		return "malformed";
+	/* What follows where no family is told is to be passed over. */
+	if (family != UNSPECIFIED)
+		wrong = parse_fields(p + addresses, length - addresses);
+	if (wrong != NULL)
+		return wrong;
 	if (family == INET) {
 		inet_ntop(AF_INET, p, address, sizeof(address));
 	} else if (family == INET6) {
@@ -250,10 +258,7 @@ parse_proxy2(unsigned char family, const unsigned char *p, size_t length)
 		name_in6(&in6);
 	}
 	channel.proxied = family == INET || family == INET6;
-	/* What follows where no family is told is to be passed over. */
-	return family == UNSPECIFIED
-		   ? NULL
-		   : parse_fields(p + addresses, length - addresses);
+	return NULL;
 }
 
 static const char *

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <sys/prctl.h>
@@ -347,8 +348,12 @@ close_up(void)
 void
 sandbox_cage_front(void)
 {
+	struct stat st;
+
 	limit(RLIMIT_AS, FRONT_MEMORY);
-	limit(RLIMIT_FSIZE, 0);
+	/* In a shell the client may be a file. */
+	if (fstat(STDOUT_FILENO, &st) == 0 && !S_ISREG(st.st_mode))
+		limit(RLIMIT_FSIZE, 0);
 	limit(RLIMIT_NPROC, 0);
 	close_up();
 	/* It has seen passwords: others of its user may not look into it. */

@@ -168,6 +168,11 @@ has() {
 	grep -qF -- "$1" "$2"
 }
 
+# "!" before a command would not fail a test.
+lacks() {
+	! has "$1" "$2"
+}
+
 # expect FORMAT: what came back is exactly what printf makes of FORMAT.
 expect() {
 	# shellcheck disable=SC2059
@@ -197,4 +202,46 @@ as_sent() {
 # gone PID: no such process, nor any child of it.
 gone() {
 	! kill -0 "$1" 2>/dev/null
+}
+
+# try EXPECTED SCRIPT [ARG...]: a session with login beside others, since each
+# refusal is made to wait; `tried` waits for all of them and compares what each
+# was sent with what printf makes of EXPECTED.
+try() {
+	local expected=$1 script=$2
+	shift 2
+	TRIES=$((${TRIES:-0} + 1))
+	# shellcheck disable=SC2059
+	printf -- "$expected" >"$T/expected.$TRIES"
+	# shellcheck disable=SC2059
+	(cd "$T" && printf -- "$script" | "${AS[@]}" bin/dialogue -t "${VIA:-pair}" \
+		${DIAL:-} "$POP3" -h pop.example.org "$@" \
+		>"out.$TRIES" 2>"log.$TRIES") 3>&- &
+}
+
+tried() {
+	local failed=0
+	wait
+	[ "${TRIES:-0}" -gt 0 ]
+	cat "$T"/log.* >"$T/log"
+	for ((; TRIES > 0; TRIES--)); do
+		same "$T/expected.$TRIES" "$T/out.$TRIES" && continue
+		echo "session $TRIES differs" >&2
+		cat "$T/log.$TRIES" >&2
+		failed=1
+	done
+	[ "$failed" = 0 ]
+}
+
+# plain IDENTITY NAME SECRET: what SASL PLAIN sends, in base64; each is a printf
+# format.
+plain() {
+	# shellcheck disable=SC2059
+	{
+		printf -- "$1"
+		printf '\0'
+		printf -- "$2"
+		printf '\0'
+		printf -- "$3"
+	} | base64 -w 0
 }

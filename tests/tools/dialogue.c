@@ -58,7 +58,7 @@ connect_tcp(struct ends *e)
 	if (e->ours[0] == -1 ||
 	    connect(e->ours[0], (struct sockaddr *)&at, length) == -1)
 		err(99, "connect");
-	e->its[0] = accept(listener, NULL, NULL);
+	e->its[0] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 	if (e->its[0] == -1)
 		err(99, "accept");
 	close(listener);
