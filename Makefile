@@ -19,7 +19,7 @@ CAGE_0 = -DNO_CAGE
 
 OBJECTS = pop3-handler.o account.o digest.o former.o journal.o log.o maildir.o maildrop.o \
 	mbox.o peer.o sandbox.o state.o wire.o
-TOOLS = tests/tools/dialogue tests/tools/crypt-log.so
+TOOLS = tests/tools/dialogue tests/tools/crypt-log.so tests/tools/make-call
 
 all: pop3-handler
 
@@ -47,6 +47,8 @@ wire.o: wire.h
 # pop3-handler (sanitizers, coverage) are not for them.
 tests/tools/dialogue: tests/tools/dialogue.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
+tests/tools/make-call: tests/tools/make-call.c
+	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
 tests/tools/crypt-log.so: tests/tools/crypt-log.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -fPIC -shared -o $@ \
 	    tests/tools/crypt-log.c
@@ -54,7 +56,7 @@ tests/tools/crypt-log.so: tests/tools/crypt-log.c
 # What needs real servers and clients, or sweeps over many faults.
 SLOW = tests/superserver.bats tests/powercut.bats tests/faults.bats \
 	tests/storm.bats tests/diskfull.bats tests/takeover.bats \
-	tests/yield.bats tests/auth-slow.bats
+	tests/yield.bats tests/auth-slow.bats tests/tls.bats tests/cage.bats
 BENCH = update
 
 # Files of tests at once: most of them wait for something most of the time.
@@ -78,10 +80,12 @@ demo: all
 
 install: all
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man8 \
-	    $(DESTDIR)$(EXAMPLEDIR)/xinetd.d
+	    $(DESTDIR)$(EXAMPLEDIR)/xinetd.d $(DESTDIR)$(EXAMPLEDIR)/fail2ban
 	install -m 755 pop3-handler $(DESTDIR)$(SBINDIR)/pop3-handler
 	install -m 644 pop3-handler.8 $(DESTDIR)$(MANDIR)/man8/pop3-handler.8
 	install -m 644 xinetd.d/pop3 $(DESTDIR)$(EXAMPLEDIR)/xinetd.d/pop3
+	install -m 644 fail2ban/pop3-handler.conf \
+	    $(DESTDIR)$(EXAMPLEDIR)/fail2ban/pop3-handler.conf
 
 clean:
 	rm -f pop3-handler $(OBJECTS) $(TOOLS)

@@ -102,6 +102,14 @@ log_prepare(void)
 	log_to.socket = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 }
 
+void
+log_forget(void)
+{
+	if (log_to.socket != -1)
+		close(log_to.socket);
+	log_to.socket = -1;
+}
+
 /*
  * Sends a line to syslog. Not by syslog(3): that makes a new socket when the
  * daemon has been restarted, which a caged process must not. Ours is not

@@ -23,6 +23,9 @@ int log_open(void);
 /* Makes what sending to syslog needs, before a cage forbids new sockets. */
 void log_prepare(void);
 
+/* For a process that will log nothing more: closes what log_prepare() made. */
+void log_forget(void);
+
 /* The client's address for all further lines; kept by reference. */
 void log_address(const char *address);
 

@@ -302,6 +302,17 @@ journal_stands(void)
 	return mbox.journal[0] != '\0' && access(mbox.journal, F_OK) == 0;
 }
 
+/* Whether a dotlock is the file that the sessions of a spool share. In the cage
+ * there its tag cannot be read. */
+static bool
+is_own_file(const struct stat *lock)
+{
+	struct stat own;
+
+	return mbox.own != -1 && fstat(mbox.own, &own) == 0 &&
+	       own.st_dev == lock->st_dev && own.st_ino == lock->st_ino;
+}
+
 /*
  * Puts `own` in the place of a dotlock that nobody stands behind. One of ours
  * is such, since we hold the session lock and so no other session of ours is
@@ -317,7 +328,8 @@ replace_stale(
 
 	if (lstat(path, &first) == -1 || !S_ISREG(first.st_mode))
 		return false;
-	ours = md->lock != -1 && first.st_uid == geteuid() && has_our_tag(path);
+	ours = md->lock != -1 && first.st_uid == geteuid() &&
+	       (is_own_file(&first) || has_our_tag(path));
 	if (!ours && first.st_mtime + STALE_SECONDS >= now)
 		return false;
 	if (lstat(path, &again) == -1 || again.st_ino != first.st_ino ||
@@ -496,7 +508,9 @@ forget_dotlock(const struct maildrop *md)
 	if (mbox.own == -1)
 		return;
 	md->site->group(true);
-	if (lock_own_file(F_WRLCK) == 0)
+	/* NAME.lock stays where an UPDATE is not finished, and this tells
+	 * whose it is. */
+	if (!journal_stands() && lock_own_file(F_WRLCK) == 0)
 		unlink(mbox.own_path);
 	md->site->group(false);
 	close(mbox.own);

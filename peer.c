@@ -19,6 +19,7 @@ static char address[INET6_ADDRSTRLEN];
 static struct {
 	bool proxied; /* `address` is that of a PROXY header */
 	bool protected;
+	bool tls;	      /* can be begun */
 	bool looked;	      /* at the environment */
 	int control, in, out; /* of UCSPI-TLS; -1: none */
 } channel = {.control = -1, .in = -1, .out = -1};
@@ -342,6 +343,8 @@ look_at_environment(void)
 	channel.control = environment_fd("SSLCTLFD");
 	channel.in = environment_fd("SSLREADFD");
 	channel.out = environment_fd("SSLWRITEFD");
+	channel.tls =
+	    channel.control != -1 && channel.in != -1 && channel.out != -1;
 }
 
 bool
@@ -355,8 +358,7 @@ bool
 peer_offers_tls(void)
 {
 	look_at_environment();
-	return !channel.protected && channel.control != -1 &&
-	       channel.in != -1 && channel.out != -1;
+	return channel.tls && !channel.protected;
 }
 
 void
@@ -366,28 +368,48 @@ peer_forget_tls_control(void)
 	if (channel.control != -1 && channel.control != channel.in &&
 	    channel.control != channel.out)
 		close(channel.control);
+	channel.control = -1;
+}
+
+void
+peer_forget_tls(void)
+{
+	peer_forget_tls_control();
+	if (channel.out != -1 && channel.out != channel.in)
+		close(channel.out);
+	if (channel.in != -1)
+		close(channel.in);
+	channel.in = channel.out = -1;
+}
+
+/* Reads the answer to "Y": variables, each with a NUL, and one more NUL;
+ * without any, two of them, or perhaps one. Octet by octet, since the tunnel
+ * may be the same descriptor. */
+static int
+read_tls_answer(void)
+{
+	bool apart = channel.control != channel.in;
+	char before = 'x', octet = 'x';
+	struct timespec until;
+	unsigned count;
+
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += TLS_SECONDS;
+	for (count = 0; count < TLS_ANSWER_OCTETS; count++) {
+		before = octet;
+		if (!read_exactly(channel.control, &octet, 1, &until))
+			return -1;
+		if (octet == '\0' && (before == '\0' || (count == 0 && apart)))
+			return 0;
+	}
+	return -1;
 }
 
 int
 peer_begin_tls(void)
 {
-	struct timespec until;
-	char before = 'x', octet = 'x';
-	unsigned count;
-
-	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_sec += TLS_SECONDS;
-	if (write(channel.control, "Y", 1) != 1)
+	if (write(channel.control, "Y", 1) != 1 || read_tls_answer() == -1)
 		return -1;
-	/* Variables of its own, each with a NUL, and one more NUL. Octet by
-	 * octet: the tunnel may be the same descriptor. */
-	for (count = 0; octet != '\0' || before != '\0'; count++) {
-		before = octet;
-		if (count == TLS_ANSWER_OCTETS ||
-		    !read_exactly(channel.control, &octet, 1, &until))
-			return -1;
-	}
-	peer_forget_tls_control();
 	return peer_switch_to_tls();
 }
 
@@ -397,9 +419,7 @@ peer_switch_to_tls(void)
 	if (dup2(channel.in, STDIN_FILENO) == -1 ||
 	    dup2(channel.out, STDOUT_FILENO) == -1)
 		return -1;
-	if (channel.out != channel.in)
-		close(channel.out);
-	close(channel.in);
+	peer_forget_tls();
 	channel.protected = true;
 	return 0;
 }

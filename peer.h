@@ -37,8 +37,10 @@ bool peer_protected(void);
  */
 bool peer_offers_tls(void);
 
-/* For the process that only switches: forgets the control descriptor. */
+/* For the process that only switches: closes the control descriptor. And for
+ * one that needs no TLS any more: closes all. */
 void peer_forget_tls_control(void);
+void peer_forget_tls(void);
 
 /*
  * Asks for TLS on the control descriptor and waits, up to a minute, until the

@@ -978,6 +978,7 @@ run_transaction(const struct account *account, const char *welcome)
 
 	session.authorized = true;
 	session.nonsense = 0;
+	peer_forget_tls();
 	result = open_maildrop(account);
 	if (result != MAILDROP_OK) {
 		refuse_session(result);
@@ -1044,9 +1045,9 @@ run_front(int monitor, pid_t parent, const struct passwd *user)
 				 user->pw_gid) == -1) ||
 	    sandbox_die_with(parent) == -1)
 		_exit(EX_OSERR);
+	log_forget();
 	sandbox_cage_front();
 	session.monitor = monitor;
-	peer_offers_tls(); /* looks at the environment, while it is as it was */
 	peer_forget_tls_control();
 	wire_open(WIRE_BY_OCTET, options.autologout, monitor);
 	greet();
@@ -1154,6 +1155,7 @@ begin_tls(const struct front *front)
 		return -1;
 	}
 	wire_open(WIRE_BY_BLOCK, options.autologout, -1);
+	log_user("");
 	answer_front(front, ANSWER_TLS);
 	return 0;
 }
@@ -1589,6 +1591,7 @@ main(int argc, char **argv)
 	if (argc == 2 && strcmp(argv[1], ACCOUNT_REPORT) == 0)
 		return account_report();
 	reset_signals();
+	peer_offers_tls(); /* looks at the environment, while it is as it was */
 	umask(077);
 	read_options(argc, argv);
 	if (log_open() == -1)

@@ -304,7 +304,10 @@ limit_files(const struct sandbox_place *places, unsigned count)
 	if (set == -1)
 		return -1;
 	for (i = 0; result == 0 && i < count; i++) {
-		rule.parent_fd = open(places[i].path, O_PATH | O_CLOEXEC);
+		/* A file is to be itself, but a Maildir's cur may be a link. */
+		rule.parent_fd = open(places[i].path,
+		    O_PATH | O_CLOEXEC |
+			(places[i].access == SANDBOX_FILE ? O_NOFOLLOW : 0));
 		/* What is not there needs no access. */
 		if (rule.parent_fd == -1)
 			continue;

@@ -215,7 +215,8 @@ take_digest(struct line *line, unsigned char digest[DIGEST_OCTETS])
 		value = p[i] - (unsigned)'a';
 		wrong |= digit > 9 && value > 5;
 		value = digit <= 9 ? digit : value + 10;
-		digest[i / 2] = (unsigned char)(digest[i / 2] << 4 | value);
+		digest[i / 2] =
+		    (unsigned char)((unsigned)digest[i / 2] << 4 | value);
 	}
 	line->wrong |= wrong != 0 || p[DIGEST_HEX] != ' ';
 	line->p += DIGEST_HEX + 1;
