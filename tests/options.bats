@@ -190,29 +190,37 @@ usage() {
 	[ ! -s "$T/out" ]
 }
 
+# With a /dev, and a syslog in it, that nobody else sees.
 @test "where fd 2 is the client, lines go to syslog" {
 	need_root
-	need python3
-	[ ! -e /dev/log ] || skip "needs that no syslog listens on /dev/log"
+	need python3 unshare
 	maildir M
 	give
-	python3 - "$T/syslog" <<'PY' 3>&- &
-import socket, sys, os
-s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-s.bind('/dev/log'); os.chmod('/dev/log', 0o666); s.settimeout(10)
-out = open(sys.argv[1], 'wb', 0)
-try:
-    while True:
-        line = s.recv(8192); out.write(line + b'\n')
-        if b'event=end' in line: break
-finally:
-    os.unlink('/dev/log')
+	cat >"$T/syslog.py" <<'PY'
+import os, socket
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind("/dev/log")
+os.chmod("/dev/log", 0o666)
+log.settimeout(10)
+print("ready", flush=True)
+line = b""
+while b"event=end" not in line:
+    line = log.recv(8192)
+    print(line.decode(), flush=True)
 PY
-	local logger=$!
-	await test -S /dev/log
-	(cd "$T" && printf 'QUIT\r\n' | "${AS[@]}" bin/dialogue sh -c 'exec "$0" "$@" 2>&1' \
-		"$POP3" -P -h pop.example.org -m M >out)
-	wait "$logger"
+	cat >"$T/script" <<'END'
+mount --bind "$1/dev" /dev
+python3 "$1/syslog.py" >"$1/syslog" &
+until grep -q ready "$1/syslog"; do sleep 0.02; done
+cd "$1"
+shift
+printf 'QUIT\r\n' | "$@" >out
+wait
+END
+	mkdir "$T/dev"
+	mknod -m 666 "$T/dev/null" c 1 3
+	unshare -m sh -e "$T/script" "$T" "${AS[@]}" bin/dialogue sh -c 'exec "$0" "$@" 2>&1' \
+		"$POP3" -P -h pop.example.org -m M
 	grep -qE '^<23>.*pop3-handler\[[0-9]+\]: event=connect addr=local' "$T/syslog"
 	grep -qE '^<22>.*pop3-handler\[[0-9]+\]: event=login addr=local' "$T/syslog"
 	expect "$HELLO"'+OK 0 deleted\r\n'
