@@ -65,7 +65,7 @@ EACH = xargs -n 1 -P $(JOBS) sh -c 't=$$(mktemp) && { bats "$$0" >"$$t" 2>&1; \
 	s=$$?; echo "$$0"; cat "$$t"; rm -f "$$t"; exit $$s; }'
 
 check: all $(TOOLS)
-	ls tests/*.bats | grep -vxF "$$(echo $(SLOW) | tr ' ' '\n')" | $(EACH)
+	@ls tests/*.bats | grep -vxF "$$(echo $(SLOW) | tr ' ' '\n')" | $(EACH)
 
 check-slow: all $(TOOLS)
 	bats $(SLOW)

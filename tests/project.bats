@@ -25,13 +25,14 @@ options() {
 	[ ! -s "$T/lint" ]
 }
 
-@test "make install puts program, man page and example where DESTDIR and PREFIX say" {
+@test "make install puts program, man page and examples where DESTDIR and PREFIX say" {
 	need make
 	(cd "$ROOT" && make -s install DESTDIR="$T/stage" PREFIX=/usr)
 	[ -x "$T/stage/usr/sbin/pop3-handler" ]
 	[ -f "$T/stage/usr/share/man/man8/pop3-handler.8" ]
 	[ -f "$T/stage/usr/share/doc/pop3-handler/examples/xinetd.d/pop3" ]
-	[ "$(find "$T/stage" -type f | wc -l)" = 3 ]
+	[ -f "$T/stage/usr/share/doc/pop3-handler/examples/fail2ban/pop3-handler.conf" ]
+	[ "$(find "$T/stage" -type f | wc -l)" = 4 ]
 }
 
 @test "the program is position-independent, with full RELRO and a stack protector" {
