@@ -56,7 +56,8 @@ tests/tools/crypt-log.so: tests/tools/crypt-log.c
 # What needs real servers and clients, or sweeps over many faults.
 SLOW = tests/superserver.bats tests/powercut.bats tests/faults.bats \
 	tests/storm.bats tests/diskfull.bats tests/takeover.bats \
-	tests/yield.bats tests/auth-slow.bats tests/tls.bats tests/cage.bats
+	tests/yield.bats tests/auth-slow.bats tests/tls.bats tests/cage.bats \
+	tests/state-slow.bats
 BENCH = update
 
 # Files of tests at once: most of them wait for something most of the time.
