@@ -11,7 +11,7 @@ GROUP_ID=5124
 # and for nothing else of the machine. That has groups to give up, and no
 # descriptors above 2.
 a_system() {
-	need_root
+	need_mounts
 	need unshare setpriv openssl tcpserver
 	getent group mail >/dev/null || skip "needs a group mail"
 	MAIL_GID=$(getent group mail | cut -d: -f3)

@@ -44,6 +44,13 @@ need_root() {
 	[ "$(id -u)" = 0 ] || skip "needs root"
 }
 
+# A mount that nobody else sees; in many a container root may make none.
+need_mounts() {
+	need_root
+	need unshare
+	unshare -m true 2>/dev/null || skip "needs to make mounts (unshare -m)"
+}
+
 # What a test has made belongs to the user who is served. What does already is
 # left alone: a chown would change its ctime.
 give() {

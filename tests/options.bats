@@ -192,8 +192,8 @@ usage() {
 
 # With a /dev, and a syslog in it, that nobody else sees.
 @test "where fd 2 is the client, lines go to syslog" {
-	need_root
-	need python3 unshare
+	need_mounts
+	need python3
 	maildir M
 	give
 	cat >"$T/syslog.py" <<'PY'

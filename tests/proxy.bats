@@ -239,8 +239,8 @@ waits_for_input() {
 
 # A syslog of the test's own, at a /dev/log that nobody else sees.
 @test "the connection is logged with the address of its PROXY header" {
-	need_root
-	need perl unshare
+	need_mounts
+	need perl
 	alice
 	give
 	cat >"$T/syslog" <<'END'

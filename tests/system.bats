@@ -26,8 +26,8 @@ hash() {
 
 # An /etc with what the front needs, and a home.
 etc() {
-	need_root
-	need perl unshare
+	need_mounts
+	need perl
 	mkdir "$T/etc"
 	printf 'root:x:0:0::/root:/bin/sh\nnobody:x:%s:%s::/:/bin/sh\n' $NOBODY $NOBODY >"$T/etc/passwd"
 	printf "root:$(hash '$6$rounds=1000$saltsalt$'):$TODAY:0:99999:7:::\nnobody:*:$TODAY:0:99999:7:::\n" >"$T/etc/shadow"
