@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <sysexits.h>
@@ -225,7 +226,8 @@ read_id(const char *text, uint32_t own, uint32_t *id)
 
 /* Turns an entry whose secret was right into an account. */
 static enum account_verdict
-accept(const char *file, const struct entry *entry, struct account *account)
+accept_entry(
+    const char *file, const struct entry *entry, struct account *account)
 {
 	const char *wrong = NULL;
 	uint32_t uid = 0, gid = 0;
@@ -370,7 +372,7 @@ check_file(const char *file, const struct account_proof *proof,
 		if (known)
 			judge_secret(file, &own);
 		if (proves(known ? own.field[SECRET] : NULL, decoy, proof))
-			verdict = accept(file, &own, account);
+			verdict = accept_entry(file, &own, account);
 	}
 	explicit_bzero(&own, sizeof(own));
 	explicit_bzero(buffer, sizeof(buffer));
@@ -494,13 +496,14 @@ check_system(
 #define PROGRAM_SECONDS 60
 #define PROGRAM_WORDS 32
 #define PROGRAM_DATA 512    /* what the interface allows on fd 3 */
-#define REPORT_OCTETS 16640 /* ids, and four words of PATH_MAX */
+#define REPORT_OCTETS 16384 /* four words of PATH_MAX */
 
 enum { DATA_FD = 3, REPORT_FD = 4 };
 
 struct program {
 	pid_t pid;
-	int report; /* where what it runs reports to us */
+	int report;	  /* where what it runs reports to us */
+	struct ucred who; /* it is that reports, by the kernel's word */
 	struct timespec until;
 	bool ended; /* with */
 	int status;
@@ -513,14 +516,11 @@ account_report(void)
 	    "HOME", "USER", "MAILDIR", "MAIL"};
 	static char report[REPORT_OCTETS];
 	const char *value;
-	size_t i, length, used;
+	size_t i, length, used = 0;
 	struct stat st;
 
-	if (fstat(REPORT_FD, &st) == -1 || !S_ISFIFO(st.st_mode))
+	if (fstat(REPORT_FD, &st) == -1 || !S_ISSOCK(st.st_mode))
 		return EX_USAGE;
-	used = (size_t)sprintf(report, "%lu %lu", (unsigned long)getuid(),
-		   (unsigned long)getgid()) +
-	       1;
 	for (i = 0; i < sizeof(variables) / sizeof(*variables); i++) {
 		value = getenv(variables[i]);
 		if (value == NULL)
@@ -531,7 +531,7 @@ account_report(void)
 		memcpy(report + used, value, length);
 		used += length;
 	}
-	/* A pipe holds that much without anybody reading. */
+	/* One message, and room for it without anybody reading. */
 	return write(REPORT_FD, report, used) == (ssize_t)used ? EX_OK
 							       : EX_IOERR;
 }
@@ -574,6 +574,9 @@ exec_program(char *const *words, int data, int report, pid_t parent)
 	sigaction(SIGXFSZ, &action, NULL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+	/* Those of the superserver are not the account's. */
+	unsetenv("MAILDIR");
+	unsetenv("MAIL");
 	execvp(words[0], words);
 	_exit(EX_OSERR);
 }
@@ -583,16 +586,18 @@ start_program(char *const *words, const char *data, size_t length,
     struct program *program)
 {
 	pid_t parent = getpid();
-	int in[2], out[2];
+	int in[2], out[2], on = 1;
 
 	if (pipe2(in, O_CLOEXEC) == -1)
 		return -1;
-	if (pipe2(out, O_CLOEXEC) == -1) {
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, out) == -1) {
 		close(in[0]);
 		close(in[1]);
 		return -1;
 	}
-	program->pid = fork();
+	program->pid = -1;
+	if (setsockopt(out[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) == 0)
+		program->pid = fork();
 	if (program->pid == 0)
 		exec_program(words, in[0], out[1], parent);
 	close(in[0]);
@@ -632,6 +637,35 @@ has_ended(struct program *program)
 	return program->ended;
 }
 
+/*
+ * Takes the one message. Who sent it is what the kernel says: the user may
+ * tamper with the process that reports, and make it name anybody.
+ */
+static ssize_t
+receive_report(struct program *program, char *report, size_t room)
+{
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(sizeof(struct ucred))];
+	} control;
+	struct iovec part = {.iov_base = report, .iov_len = room};
+	struct msghdr message = {.msg_iov = &part,
+	    .msg_iovlen = 1,
+	    .msg_control = &control,
+	    .msg_controllen = sizeof(control)};
+	const struct cmsghdr *head = NULL;
+	ssize_t n;
+
+	n = recvmsg(program->report, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	if (n > 0 && (message.msg_flags & MSG_TRUNC) == 0)
+		head = CMSG_FIRSTHDR(&message);
+	if (head == NULL || head->cmsg_level != SOL_SOCKET ||
+	    head->cmsg_type != SCM_CREDENTIALS)
+		return 0;
+	memcpy(&program->who, CMSG_DATA(head), sizeof(program->who));
+	return n;
+}
+
 /* Reads what is reported, until the program has ended (what it may leave in the
  * background does not count) or its time is over. */
 static size_t
@@ -644,12 +678,9 @@ read_report(struct program *program, char *report, size_t room)
 	ssize_t n;
 
 	while (time_left(program) > 0) {
-		if (poll(&fd, 1, ended ? 0 : look_milliseconds) == 1 &&
-		    used < room) {
-			n = read(program->report, report + used, room - used);
-			used += n > 0 ? (size_t)n : 0;
-			if (n > 0)
-				continue;
+		if (poll(&fd, 1, ended ? 0 : look_milliseconds) == 1) {
+			n = receive_report(program, report, room);
+			used = n > 0 ? (size_t)n : 0;
 			fd.fd = -1; /* no more will come, but it must end */
 		}
 		if (ended)
@@ -693,36 +724,38 @@ take_path(char out[PATH_MAX], const char *path, const char *home)
 
 /* Makes an account of what was reported. */
 static enum account_verdict
-take_report(const char *program, char *report, size_t length, const char *name,
-    struct account *account)
+take_report(const char *program, const struct ucred *who, char *report,
+    size_t length, const char *name, struct account *account)
 {
-	char *word[5], *p = report, *end = report + length;
-	unsigned long uid, gid;
+	enum { HOME_WORD, USER_WORD, MAILDIR_WORD, MAIL_WORD, WORDS };
+	char *word[WORDS], *p = report, *end = report + length;
 	int i;
 
-	for (i = 0; i < 5 && p < end; i++) {
+	for (i = 0; i < WORDS && p < end; i++) {
 		word[i] = p;
 		p = memchr(p, '\0', (size_t)(end - p));
 		if (p == NULL)
 			break;
 		p++;
 	}
-	if (i < 5 || p != end || sscanf(report, "%lu %lu", &uid, &gid) != 2) {
+	if (i < WORDS || p != end || who->pid == 0) {
 		log_error(program, "accepted, but did not run what is to "
 				   "follow");
 		return ACCOUNT_TEMP;
 	}
 	/* Not PERM: that would tell a stranger that the secret is right. */
-	if (uid == 0) {
+	if (who->uid == 0) {
 		log_warning(program, "refused: uid 0 is never served");
 		return ACCOUNT_REFUSED;
 	}
-	account->uid = (uid_t)uid;
-	account->gid = (gid_t)gid;
-	strcpy(account->name, account_name_valid(word[2]) ? word[2] : name);
-	take_path(account->home, *word[1] == '/' ? word[1] : "", "");
-	take_path(account->maildir, word[3], account->home);
-	take_path(account->mail, word[4], account->home);
+	account->uid = who->uid;
+	account->gid = who->gid;
+	strcpy(account->name,
+	    account_name_valid(word[USER_WORD]) ? word[USER_WORD] : name);
+	take_path(
+	    account->home, *word[HOME_WORD] == '/' ? word[HOME_WORD] : "", "");
+	take_path(account->maildir, word[MAILDIR_WORD], account->home);
+	take_path(account->mail, word[MAIL_WORD], account->home);
 	return ACCOUNT_ACCEPTED;
 }
 
@@ -797,8 +830,8 @@ check_program(const char *command, const struct account_proof *proof,
 	}
 	verdict = judge_exit(words[0], program.status);
 	if (verdict == ACCOUNT_ACCEPTED)
-		verdict = take_report(
-		    words[0], report, reported, proof->name, account);
+		verdict = take_report(words[0], &program.who, report, reported,
+		    proof->name, account);
 	return verdict;
 }
 

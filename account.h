@@ -75,8 +75,8 @@ enum account_verdict account_check(const struct account_source *source,
     const struct account_proof *proof, struct account *account);
 
 /* What a checkpassword program is told to run after it: main() with this one
- * argument does account_report(), which writes to fd 4 who it is run as, and
- * returns an exit status. */
+ * argument does account_report(), which sends HOME, USER, MAILDIR and MAIL on
+ * fd 4, where the kernel adds who it is run as, and returns an exit status. */
 #define ACCOUNT_REPORT "--report-account"
 int account_report(void);
 
