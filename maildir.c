@@ -595,7 +595,8 @@ maildir_scan(struct maildrop *md)
 		}
 	}
 	for (i = 0; result == MAILDROP_OK && i < table->count; i++)
-		if ((table->row[i].flags & MESSAGE_KNOWN) == 0)
+		if ((table->row[i].flags &
+			(MESSAGE_KNOWN | MESSAGE_VANISHED)) == 0)
 			result = measure(md, &table->row[i]);
 	message_drop(table, MESSAGE_VANISHED);
 	/* Without a state file of ours there was another server. */

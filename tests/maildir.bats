@@ -278,3 +278,23 @@ ids() {
 	[ ! -e "$T/M/cur/foo:2,S" ]
 	[ "$(cat "$T/M/new/foo")" = seven ]
 }
+
+@test "messages that go while a first scan has only listed them are looked for once, not each" {
+	need strace
+	local i
+	maildir M
+	for i in {1..40}; do
+		printf 'x\n' >"$T/M/cur/$i.a:2,"
+	done
+	give
+	# The fourth is the end of the listing: it waits there while they go.
+	(cd "$T" && printf 'STAT\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue strace -o trace -e trace=getdents64 \
+		-e inject=getdents64:delay_exit=2000000:when=4 "$POP3" -P -h pop.example.org -m M >out 2>log) &
+	CLIENT=$!
+	await has +OK "$T/out"
+	sleep 0.5
+	rm "$T"/M/cur/*
+	finish
+	expect "$HELLO+OK 0 0\r\n+OK 0 deleted\r\n"
+	[ "$(grep -c '^getdents64' "$T/trace")" -le 16 ]
+}
