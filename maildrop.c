@@ -488,8 +488,9 @@ maildrop_scan(struct maildrop *md)
 
 	if (md->format == NULL)
 		return MAILDROP_OK;
-	if (md->lock != -1)
-		state_read(md);
+	result = md->lock != -1 ? state_read(md) : MAILDROP_OK;
+	if (result != MAILDROP_OK)
+		return result;
 	known = md->before.count;
 	result = md->format->scan(md);
 	if (result != MAILDROP_OK)

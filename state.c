@@ -334,7 +334,7 @@ read_lines(struct maildrop *md, off_t size, uint64_t count, uint64_t expected)
 						: PIECE_OCTETS;
 		if (read_at(md->lock, md->block + held, part, at) !=
 		    (ssize_t)part)
-			return "cannot be read";
+			return "damaged";
 		sum = sum_add(sum, md->block + held, part);
 		held += part;
 		p = md->block;
@@ -353,7 +353,7 @@ read_lines(struct maildrop *md, off_t size, uint64_t count, uint64_t expected)
 		   : "damaged";
 }
 
-void
+enum maildrop_result
 state_read(struct maildrop *md)
 {
 	const char *wrong = "damaged";
@@ -361,18 +361,23 @@ state_read(struct maildrop *md)
 	struct stat st;
 	off_t end;
 
-	if (fstat(md->lock, &st) == -1 || st.st_size == 0)
-		return;
-	if (st.st_size > FILE_OCTETS)
+	errno = 0; /* what is only damaged leaves it so */
+	if (fstat(md->lock, &st) == 0 && st.st_size == 0)
+		return MAILDROP_OK;
+	if (errno == 0 && st.st_size > FILE_OCTETS)
 		wrong = "too large";
-	else if (read_tail(md->lock, st.st_size, &end, &count, &sum) == 0)
+	else if (errno == 0 &&
+		 read_tail(md->lock, st.st_size, &end, &count, &sum) == 0)
 		wrong = read_lines(md, end, count, sum);
-	md->known.sure = st.st_mtim;
 	md->remembered = wrong == NULL;
-	if (md->remembered)
-		return;
-	log_warning(md->state, "not used, made anew: %s", wrong);
-	md->before.count = 0;
+	if (!md->remembered)
+		md->before.count = 0;
+	if (!md->remembered && errno != 0)
+		return maildrop_failed(md->state, "read");
+	if (!md->remembered)
+		log_warning(md->state, "not used, made anew: %s", wrong);
+	md->known.sure = st.st_mtim;
+	return MAILDROP_OK;
 }
 
 /* ---- Writing ---- */

@@ -42,9 +42,10 @@ bool state_relock(const char *path, int fd);
  * Reads the file that md->lock is, for md->format: stores its table in
  * md->before, what it knew the maildrop by in md->known, and sets
  * md->remembered. What is not wholly as we write it is not believed: then
- * nothing is set, and the log says so unless the file is empty.
+ * nothing is set, and the log says so unless the file is empty. MAILDROP_TEMP
+ * where it could not be read at all: what it knows must not be lost for that.
  */
-void state_read(struct maildrop *md);
+enum maildrop_result state_read(struct maildrop *md);
 
 /*
  * Writes md->table and md->identity to a new file, which takes the place of

@@ -586,6 +586,18 @@ mended() {
 	done
 }
 
+@test "a state file that cannot be read now is [SYS/TEMP], and what it knows is kept" {
+	need strace
+	box a a
+	say 'UIDL\r\nQUIT\r\n' -m B
+	cp "$T/.B.pop3-state" "$T/before"
+	(cd "$T" && printf 'UIDL\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue strace -o trace -P "$T/.B.pop3-state" \
+		-e inject=pread64:error=EIO "$POP3" -P -h pop.example.org -m B >out 2>log)
+	expect "$HELLO"'-ERR [SYS/TEMP] the maildrop cannot be used now\r\n'
+	logged "file=$T/.B.pop3-state text=\"read: Input/output error\""
+	same "$T/before" "$T/.B.pop3-state"
+}
+
 @test "a state file that is too large, of another version or format, or has a wrong sum, is made anew" {
 	local one other path
 	boxes
