@@ -28,6 +28,7 @@
 #define STALE_SECONDS 600   /* a stranger's dotlock this old is abandoned */
 #define TAG "pop3-handler " /* how a dotlock of ours begins */
 #define OWN_TRIES 10	    /* while others remove what it is made of */
+#define OWN_OCTETS 64	    /* a larger file is something else */
 #define STRANGERS_MAX 64    /* unknown messages, then we stop to compare */
 
 /* What tells one state of the file from another: the numbers of its identity.
@@ -328,7 +329,7 @@ replace_stale(
 
 	if (lstat(path, &first) == -1 || !S_ISREG(first.st_mode))
 		return false;
-	ours = md->lock != -1 && first.st_uid == geteuid() &&
+	ours = md->lock != -1 && !md->yielded && first.st_uid == geteuid() &&
 	       (is_own_file(&first) || has_our_tag(path));
 	if (!ours && first.st_mtime + STALE_SECONDS >= now)
 		return false;
@@ -488,12 +489,14 @@ prepare_dotlock(struct maildrop *md)
 		    0644);
 		if (mbox.own == -1)
 			break;
-		stands =
-		    fstat(mbox.own, &opened) == 0 && S_ISREG(opened.st_mode) &&
-		    opened.st_uid == geteuid() && lock_own_file(F_RDLCK) == 0 &&
-		    lstat(mbox.own_path, &named) == 0 &&
-		    named.st_ino == opened.st_ino &&
-		    named.st_dev == opened.st_dev;
+		stands = fstat(mbox.own, &opened) == 0 &&
+			 S_ISREG(opened.st_mode) &&
+			 opened.st_uid == geteuid() && opened.st_nlink <= 2 &&
+			 opened.st_size <= OWN_OCTETS &&
+			 lock_own_file(F_RDLCK) == 0 &&
+			 lstat(mbox.own_path, &named) == 0 &&
+			 named.st_ino == opened.st_ino &&
+			 named.st_dev == opened.st_dev;
 	}
 	md->site->group(false);
 	if (stands || mbox.own == -1)

@@ -581,6 +581,12 @@ send_message(unsigned n, struct stored *where, uint64_t lines)
 {
 	enum maildrop_result result;
 
+	/* The client may have kept us waiting since it was found. */
+	if (!resume_maildrop()) {
+		if (where->close)
+			close(where->fd);
+		return;
+	}
 	wire_message_begin();
 	result = maildrop_send(
 	    &session.maildrop, n, where, lines, send_octets, NULL);
@@ -1171,6 +1177,7 @@ run_monitor(struct front *front, struct account *account)
 	static char record[RECORD_OCTETS];
 	enum account_verdict verdict;
 	enum wire_status status;
+	unsigned records = 0;
 	ssize_t length;
 
 	for (;;) {
@@ -1184,6 +1191,9 @@ run_monitor(struct front *front, struct account *account)
 			return front->failures < FAILURES_MAX
 				   ? REASON_DISCONNECT
 				   : REASON_LOGINS;
+		/* One for each command, and one for what it asks for. */
+		if (++records > 2 * (LOGIN_COMMANDS_MAX + 2))
+			return REASON_NONSENSE;
 		if (record[0] == RECORD_ALIVE)
 			continue;
 		if (record[0] == RECORD_ENDED && length == 2 &&
