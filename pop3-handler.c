@@ -15,6 +15,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -1250,9 +1251,12 @@ run_login(void)
 	struct front front = {0};
 	struct account account;
 	enum reason reason;
+	const struct rlimit none = {0};
 	pid_t parent = getpid();
 	int sockets[2];
 
+	/* Secrets pass through here, and through what we run. */
+	setrlimit(RLIMIT_CORE, &none);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) ==
 	    -1) {
 		log_error("front", "socketpair: %s", strerror(errno));

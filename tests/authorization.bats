@@ -359,3 +359,13 @@ status_of() {
 	printf 'STAT\r\nQUIT\r\n' | bin/dialogue -t pipe "$POP3" -P -h pop.example.org -m M >out 2>log
 	expect "$HELLO"'+OK 0 0\r\n+OK 0 deleted\r\n'
 }
+
+@test "neither the front nor the monitor leaves a core" {
+	alice
+	give
+	converse -a users
+	grep -q '^Max core file size *0 *0 ' "/proc/$PID/limits"
+	local front
+	front=$(cat "/proc/$PID/task/$PID/children")
+	grep -q '^Max core file size *0 *0 ' "/proc/${front% }/limits"
+}
