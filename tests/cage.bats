@@ -207,7 +207,7 @@ front_is_caged() {
 	[ "$(limit_of "$FRONT" processes)" = '0 0' ]
 	[ "$(limit_of "$FRONT" 'file size')" = '0 0' ]
 	[[ "$(readlink "/proc/$FRONT/root")" == *' (deleted)' ]]
-	[ -z "$(ls -A "/proc/$FRONT/root/")" ]
+	[ -z "$(ls -A "/proc/$FRONT/root")" ]
 	# The client, the log, and the monitor.
 	descriptors "$FRONT" >"$T/fds"
 	cat "$T/fds" >&2
