@@ -442,9 +442,9 @@ given() {
 		has '+OK welcome' "$T/out"
 		grep -aq alice "$T/data"
 		cat "$T/fds" >&2
-		! grep -q 'socket:' "$T/fds"
-		# fd 3 and fd 4 are the interface's.
-		[ "$(grep -c 'pipe:' "$T/fds")" = 2 ]
+		# The login on 3, and what reports on 4.
+		[ "$(grep -c 'pipe:' "$T/fds")" = 1 ]
+		[ "$(grep -c 'socket:' "$T/fds")" = 1 ]
 	done
 }
 
