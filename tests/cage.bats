@@ -296,7 +296,7 @@ CREATING=0101 # octal, with O_WRONLY
 		[ "$(ls -A "$T/spool")" = "$(printf 'pop3-alice\npop3-bob')" ]
 		[ "$(ls -A "$T/home")" = .pop3-handler ]
 		[ "$(ls -A "$T/home/.pop3-handler")" = .pop3-alice.pop3-state ]
-		! grep -q warning "$T/log" "$T/syslog"
+		no grep -q warning "$T/log" "$T/syslog"
 		end_all
 		rm -r "$T/home/.pop3-handler" "$T"/spool/*
 	done
@@ -389,7 +389,7 @@ CREATING=0101 # octal, with O_WRONLY
 			tries "${!who}" 'killed by SIGSYS' $call
 			# With the front its monitor ends, too.
 			await childless
-			! hear
+			no hear
 		done
 	done
 	[ "$(find "$T/home/Maildir/new" "$T/home/Maildir/cur" -name '*.h*' | wc -l)" = 3 ]
@@ -481,7 +481,7 @@ CREATING=0101 # octal, with O_WRONLY
 	enter
 	ask QUIT
 	await has event=end "$T/syslog"
-	! has event=cage "$T/syslog"
+	no has event=cage "$T/syslog"
 }
 
 @test "make CAGE=0 builds with gcc and clang without a warning, and serves without a cage" {
@@ -526,7 +526,7 @@ CREATING=0101 # octal, with O_WRONLY
 	[ "$REPLY" = '+OK 1 deleted' ]
 	await childless
 	[ "$(ls -A "$T/spool")" = "$(printf 'pop3-alice\npop3-bob')" ]
-	! has warning "$T/log"
+	no has warning "$T/log"
 }
 
 @test "in a spool a session that is killed while it has NAME.lock keeps the next one waiting for nothing" {
@@ -592,6 +592,6 @@ CREATING=0101 # octal, with O_WRONLY
 	[ "$(grep -c '^From ' "$T/spool/pop3-alice")" = 3 ]
 	exec 5>&-
 	await childless
-	! has warning "$T/log"
+	no has warning "$T/log"
 	[ "$(ls -A "$T/spool")" = "$(printf 'pop3-alice\npop3-bob')" ]
 }

@@ -176,7 +176,7 @@ given() {
 	given 7 8 9 'USER alice\r\nPASS secret\r\nCAPA\r\nSTLS\r\nQUIT\r\n'
 	expect "$HELLO"'+OK now the password\r\n+OK welcome\r\n'"$CAPABLE"'IMPLEMENTATION pop3-handler-0.1\r\n.\r\n-ERR not in this state\r\n+OK 0 deleted\r\n'
 	SSLCTLFD=7 SSLREADFD=8 SSLWRITEFD=9 say 'CAPA\r\nSTLS\r\nQUIT\r\n' -m M 7<>/dev/zero 8<"$T/tunnel" 9>"$T/through"
-	! has STLS "$T/out"
+	no has STLS "$T/out"
 	has '-ERR not in this state' "$T/out"
 }
 
@@ -198,7 +198,7 @@ given() {
 	# Without TLS at hand there is no login at all.
 	login 'CAPA\r\nUSER alice\r\nPASS secret\r\nQUIT\r\n' -a users -m %h/M -s
 	expect "$HELLO$SECURED.\r\n-ERR not without TLS\r\n-ERR not without TLS\r\n$BYE"
-	! has 'event=login' "$T/log"
+	no has 'event=login' "$T/log"
 }
 
 @test "a name that was given before STLS is forgotten" {
@@ -208,7 +208,7 @@ given() {
 	expect "$HELLO"'+OK now the password\r\n+OK begin TLS\r\n'
 	mv "$T/through" "$T/out"
 	expect '-ERR USER comes first\r\n+OK bye\r\n'
-	! has alice "$T/log"
+	no has alice "$T/log"
 }
 
 @test "failed logins before STLS and after it are counted together" {
@@ -304,9 +304,9 @@ given() {
 @test "curl deletes a message through TLS, and with -s is not let in without" {
 	need curl
 	serve -- -s
-	! curl -sS --max-time 20 "pop3://127.0.0.1:$PORT/1" --user alice:secret >"$T/got" 2>"$T/curl.log"
+	no curl -sS --max-time 20 "pop3://127.0.0.1:$PORT/1" --user alice:secret >"$T/got" 2>"$T/curl.log"
 	[ ! -s "$T/got" ]
-	! has 'event=login' "$T/log"
+	no has 'event=login' "$T/log"
 	curl -sS --max-time 20 --ssl-reqd --cacert "$T/cert.pem" "pop3://127.0.0.1:$PORT/1" \
 		--request DELE --head --user alice:secret >"$T/got"
 	await test ! -e "$T/M/cur/1.h:2,"
@@ -361,7 +361,7 @@ given() {
 		connect 'STLS\r\nUSER alice\r\nPASS secret\r\nDELE 1\r\nQUIT\r\n' 'QUIT\r\n'
 		expect "$HELLO"'+OK begin TLS\r\nno TLS\n'
 		await logged 'event=end addr=127.0.0.1 user=- reason=tls'
-		! has 'event=login' "$T/log"
+		no has 'event=login' "$T/log"
 		diff -r "$T/before/cur" "$T/M/cur"
 		kill "$PID"
 	done
@@ -395,7 +395,7 @@ given() {
 	descriptors "$front" >"$T/fds"
 	# Client, log, the monitor, and the two pipes.
 	[ "$(grep -c . "$T/fds")" = 6 ]
-	! has "$control" "$T/fds"
+	no has "$control" "$T/fds"
 	[ "$(grep -c pipe: "$T/fds")" = 2 ]
 	exec 5>&-
 	await childless
@@ -408,7 +408,7 @@ given() {
 	await has "+OK $COUNT " "$T/out"
 	descriptors "$(pgrep -P "$(pgrep -P "$PID")")" >"$T/fds"
 	[ "$(grep -c '^pipe:' "$T/fds")" = 2 ]
-	! grep -q '^socket:' "$T/fds"
+	no grep -q '^socket:' "$T/fds"
 	exec 7>&-
 }
 
