@@ -14,8 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <sysexits.h>
 #include <time.h>
@@ -149,19 +151,34 @@ same_text(const char *a, const char *b)
 	return difference == 0;
 }
 
+/* What a check works with, and its secrets: nothing of it is left behind. The
+ * session that follows does not keep the memory either. */
+static struct scratch {
+	struct crypt_data work;
+	struct entry entry, own;
+	char buffer[BUFSIZ], decoy[LINE_OCTETS];
+} __attribute__((aligned(4096))) scratch;
+
+static void
+forget_scratch(void)
+{
+#ifdef MADV_DONTNEED
+	if (madvise(&scratch, sizeof(scratch), MADV_DONTNEED) == 0)
+		return;
+#endif
+	explicit_bzero(&scratch, sizeof(scratch));
+}
+
 /* Spends one crypt(3), with `setting` or, if it is NULL, with `decoy`. */
 static bool
 proves_hash(const char *setting, const char *decoy, const char *secret)
 {
-	static struct crypt_data work;
 	const char *hash;
-	bool proven;
 
-	hash = crypt_r(secret, setting != NULL ? setting : decoy, &work);
-	proven = setting != NULL && hash != NULL && *hash != '*' &&
-		 same_text(setting, hash);
-	explicit_bzero(&work, sizeof(work));
-	return proven;
+	hash =
+	    crypt_r(secret, setting != NULL ? setting : decoy, &scratch.work);
+	return setting != NULL && hash != NULL && *hash != '*' &&
+	       same_text(setting, hash);
 }
 
 /* Whether a secret that the client did not send makes the digest it sent. */
@@ -329,21 +346,20 @@ static bool
 look_up(FILE *in, const char *file, const char *name, struct entry *own,
     char *decoy)
 {
-	static struct entry entry;
+	struct entry *entry = &scratch.entry;
 	const char *setting;
 	bool known = false;
 
-	entry.number = 0;
-	while (next_entry(in, file, &entry)) {
-		setting = crypt_setting(entry.field[SECRET]);
+	entry->number = 0;
+	while (next_entry(in, file, entry)) {
+		setting = crypt_setting(entry->field[SECRET]);
 		if (costs_time(setting))
 			strcpy(decoy, setting);
-		if (!known && strcmp(entry.field[NAME], name) == 0) {
+		if (!known && strcmp(entry->field[NAME], name) == 0) {
 			known = true;
-			copy_entry(own, &entry);
+			copy_entry(own, entry);
 		}
 	}
-	explicit_bzero(&entry, sizeof(entry));
 	return known;
 }
 
@@ -351,32 +367,28 @@ static enum account_verdict
 check_file(const char *file, const struct account_proof *proof,
     struct account *account)
 {
-	static struct entry own;
-	static char buffer[BUFSIZ], decoy[LINE_OCTETS];
 	enum account_verdict verdict = ACCOUNT_REFUSED;
+	struct entry *own = &scratch.own;
+	char *decoy = scratch.decoy;
 	bool known, failed;
 	FILE *in;
 
 	in = open_accounts(file);
 	if (in == NULL)
 		return ACCOUNT_TEMP;
-	setvbuf(in, buffer, _IOFBF, sizeof(buffer));
+	setvbuf(in, scratch.buffer, _IOFBF, sizeof(scratch.buffer));
 	strcpy(decoy, DECOY);
-	known = look_up(in, file, proof->name, &own, decoy);
+	known = look_up(in, file, proof->name, own, decoy);
 	failed = ferror(in) != 0;
 	fclose(in);
 	if (failed) {
 		log_error(file, "cannot be read");
-		verdict = ACCOUNT_TEMP;
-	} else {
-		if (known)
-			judge_secret(file, &own);
-		if (proves(known ? own.field[SECRET] : NULL, decoy, proof))
-			verdict = accept_entry(file, &own, account);
+		return ACCOUNT_TEMP;
 	}
-	explicit_bzero(&own, sizeof(own));
-	explicit_bzero(buffer, sizeof(buffer));
-	explicit_bzero(decoy, sizeof(decoy));
+	if (known)
+		judge_secret(file, own);
+	if (proves(known ? own->field[SECRET] : NULL, decoy, proof))
+		verdict = accept_entry(file, own, account);
 	return verdict;
 }
 
@@ -549,6 +561,18 @@ own_path(void)
 	return path;
 }
 
+/* Closes FIRST and all above it; where the kernel cannot, the two we know. */
+static void
+close_all_from(unsigned first, int data, int report)
+{
+#ifdef SYS_close_range
+	if (syscall(SYS_close_range, first, ~0U, 0) == 0)
+		return;
+#endif
+	close(data);
+	close(report);
+}
+
 /* Becomes the program, between fork(2) and exec(3). */
 static _Noreturn void
 exec_program(char *const *words, int data, int report, pid_t parent)
@@ -566,10 +590,7 @@ exec_program(char *const *words, int data, int report, pid_t parent)
 	    dup2(report, REPORT_FD) == -1 || sandbox_die_with(parent) == -1)
 		_exit(EX_OSERR);
 	/* Nor is the client to be found under another number. */
-	if (close_range(REPORT_FD + 1, ~0U, 0) == -1) {
-		close(data);
-		close(report);
-	}
+	close_all_from(REPORT_FD + 1, data, report);
 	sigaction(SIGPIPE, &action, NULL);
 	sigaction(SIGXFSZ, &action, NULL);
 	sigemptyset(&none);
@@ -840,15 +861,18 @@ account_check(const struct account_source *source,
     const struct account_proof *proof, struct account *account)
 {
 	bool valid = account_name_valid(proof->name);
+	enum account_verdict verdict = ACCOUNT_REFUSED;
 
-	memset(account, 0, sizeof(*account));
+	*account->name = *account->home = '\0';
+	*account->maildir = *account->mail = '\0';
 	if (source->file != NULL) /* it has no others */
-		return check_file(source->file, proof, account);
-	if (source->program == NULL)
-		return check_system(proof, valid, account);
-	return valid && *proof->secret != '\0'
-		   ? check_program(source->program, proof, account)
-		   : ACCOUNT_REFUSED;
+		verdict = check_file(source->file, proof, account);
+	else if (source->program == NULL)
+		verdict = check_system(proof, valid, account);
+	else if (valid && *proof->secret != '\0')
+		verdict = check_program(source->program, proof, account);
+	forget_scratch();
+	return verdict;
 }
 
 void

@@ -20,6 +20,9 @@
 #include "maildrop.h"
 
 #define INFO ":2," /* what a name gets in cur/: no flags */
+#ifndef RENAME_NOREPLACE
+#define RENAME_NOREPLACE 1 /* Linux's; not every libc has it */
+#endif
 #define LISTINGS 3 /* how often we look for a file that is being renamed */
 #define MESSAGE_OPEN (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
 

@@ -121,7 +121,10 @@ sandbox_empty_root(void)
 	if (mkdtemp(path) == NULL)
 		return -1;
 	if (chdir(path) == -1 || rmdir(path) == -1 || chroot(".") == -1) {
+		int error = errno;
+
 		rmdir(path);
+		errno = error;
 		return -1;
 	}
 #endif
@@ -135,8 +138,6 @@ sandbox_empty_root(void)
 #else
 #define ARCHITECTURE AUDIT_ARCH_AARCH64
 #endif
-
-#define CALLS_MAX 120
 
 /* What both do: the wire, the clock, the log, and an end. */
 #define CALLS_OF_BOTH                                                      \
@@ -215,29 +216,73 @@ static const unsigned session_calls[] = {
 static const unsigned deadly_calls[] = {
     SYS_execve, SYS_execveat, SYS_ptrace, SYS_socket, SYS_socketpair};
 
-/* Adds what is done with each of these calls. */
+/* What is done with the calls from a number up to that of the next segment. */
+struct segment {
+	unsigned first, action;
+};
+
+#define CALL_NUMBERS 512
+#define SEGMENTS_MAX 120 /* so that no jump in the tree is over 255 */
+
+/* Adds a search of the segments FROM up to TO by halves: the kernel tries the
+ * filter with every call there is when it takes it, so a list would take it
+ * longer than all else that a short session does. */
 static unsigned
-add_calls(struct sock_filter *filter, unsigned at, const unsigned *calls,
-    size_t count, unsigned action)
+add_search(struct sock_filter *filter, unsigned at,
+    const struct segment *segments, unsigned from, unsigned to)
 {
+	unsigned middle = (from + to) / 2, jump = at;
+
+	if (to - from == 1) {
+		filter[at++] = (struct sock_filter)BPF_STMT(
+		    BPF_RET | BPF_K, segments[from].action);
+		return at;
+	}
+	at = add_search(filter, at + 1, segments, from, middle);
+	filter[jump] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K,
+	    segments[middle].first, (unsigned char)(at - jump - 1), 0);
+	return add_search(filter, at, segments, middle, to);
+}
+
+/* The segments of allowed, deadly and refused calls; 0 if we have no room. */
+static unsigned
+make_segments(struct segment *segments, const unsigned *calls, size_t count)
+{
+	unsigned action[CALL_NUMBERS + 1], number, last = 0;
 	size_t i;
 
+	/* The last number stands for all above: those of other interfaces. */
+	for (i = 0; i <= CALL_NUMBERS; i++)
+		action[i] = SECCOMP_RET_ERRNO | EPERM;
 	for (i = 0; i < count; i++) {
-		filter[at++] = (struct sock_filter)BPF_JUMP(
-		    BPF_JMP | BPF_JEQ | BPF_K, calls[i], 0, 1);
-		filter[at++] =
-		    (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, action);
+		if (calls[i] >= CALL_NUMBERS)
+			return 0;
+		action[calls[i]] = SECCOMP_RET_ALLOW;
 	}
-	return at;
+	for (i = 0; i < sizeof(deadly_calls) / sizeof(*deadly_calls); i++)
+		action[deadly_calls[i]] = SECCOMP_RET_KILL_PROCESS;
+	segments[0] = (struct segment){.first = 0, .action = action[0]};
+	for (number = 1; number <= CALL_NUMBERS; number++) {
+		if (action[number] == segments[last].action)
+			continue;
+		if (++last == SEGMENTS_MAX)
+			return 0;
+		segments[last].first = number;
+		segments[last].action = action[number];
+	}
+	return last + 1;
 }
 
 static int
 allow_calls(const unsigned *calls, size_t count)
 {
-	struct sock_filter filter[8 + 2 * CALLS_MAX];
+	struct sock_filter filter[4 + 2 * SEGMENTS_MAX];
 	struct sock_fprog program = {.filter = filter};
-	unsigned at = 0;
+	struct segment segments[SEGMENTS_MAX];
+	unsigned at = 0, many = make_segments(segments, calls, count);
 
+	if (many == 0)
+		return -1;
 	filter[at++] = (struct sock_filter)BPF_STMT(
 	    BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
 	filter[at++] = (struct sock_filter)BPF_JUMP(
@@ -246,12 +291,7 @@ allow_calls(const unsigned *calls, size_t count)
 	    BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
 	filter[at++] = (struct sock_filter)BPF_STMT(
 	    BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-	at = add_calls(filter, at, calls, count, SECCOMP_RET_ALLOW);
-	at = add_calls(filter, at, deadly_calls,
-	    sizeof(deadly_calls) / sizeof(*deadly_calls),
-	    SECCOMP_RET_KILL_PROCESS);
-	filter[at++] = (struct sock_filter)BPF_STMT(
-	    BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
+	at = add_search(filter, at, segments, 0, many);
 	program.len = (unsigned short)at;
 	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
 }
@@ -323,17 +363,23 @@ limit_files(const struct sandbox_place *places, unsigned count)
 	return result;
 }
 
+#ifdef __GLIBC__
+typedef __rlimit_resource_t resource_kind;
+#else
+typedef int resource_kind;
+#endif
+
 static void
-limit(int resource, rlim_t most)
+limit(resource_kind resource, rlim_t most)
 {
 	struct rlimit now;
 
-	if (getrlimit((__rlimit_resource_t)resource, &now) == -1)
+	if (getrlimit(resource, &now) == -1)
 		return;
 	if (now.rlim_max != RLIM_INFINITY && now.rlim_max < most)
 		most = now.rlim_max;
 	now.rlim_cur = now.rlim_max = most;
-	setrlimit((__rlimit_resource_t)resource, &now);
+	setrlimit(resource, &now);
 }
 
 /* No core, and no way back to privileges. */
