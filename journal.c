@@ -247,22 +247,27 @@ journal_begin(struct journal *j, off_t hole, uint64_t moving)
 	return error == 0 ? JOURNAL_OK : failed(j, "journal: make room");
 }
 
-/* Moves what the present slot has gathered. */
+/* What the present slot has gathered, on its way to the journal and to its
+ * place in the mbox: memory that is touched only then. */
+static char data[JOURNAL_STEP_OCTETS];
+
 static enum journal_result
 move_held(struct journal *j)
 {
 	struct record r = {.kind = STEP};
-	off_t data = slot_at(j, j->step) + HEADER_OCTETS;
 
 	r.to = (uint64_t)j->to;
 	r.length = j->held;
 	r.run_start = (uint64_t)j->run_start;
 	r.run_end = (uint64_t)j->run_end;
-	if (copy(j, j->fd, data, -1, 0, j->held, &r.data) == -1 ||
+	r.data = sum_add(0, data, j->held);
+	if (write_at(j->fd, data, j->held,
+		slot_at(j, j->step) + HEADER_OCTETS) == -1 ||
 	    write_record(j, &r) == -1)
 		return failed(j, "journal: write a step");
 	j->begun = true;
-	if (copy(j, j->fd, data, j->mbox, j->to, j->held, NULL) == -1 ||
+	j->refresh();
+	if (write_at(j->mbox, data, j->held, j->to) == -1 ||
 	    sync_data(j->mbox) == -1)
 		return failed(j, "move");
 	j->to += (off_t)j->held;
@@ -273,21 +278,22 @@ move_held(struct journal *j)
 enum journal_result
 journal_keep(struct journal *j, off_t from, off_t end)
 {
+	size_t part, most = sizeof(data);
 	enum journal_result result;
-	uint64_t part;
-	off_t data;
 
+	if (j->room < most)
+		most = (size_t)j->room;
 	for (; from < end; from += (off_t)part) {
-		part = j->room - j->held;
-		if ((uint64_t)(end - from) < part)
-			part = (uint64_t)(end - from);
-		data = slot_at(j, j->step) + HEADER_OCTETS + (off_t)j->held;
-		if (copy(j, j->mbox, from, j->fd, data, part, NULL) == -1)
-			return failed(j, "journal: write data");
+		part = most - j->held;
+		if (end - from < (off_t)part)
+			part = (size_t)(end - from);
+		j->refresh();
+		if (read_exactly(j->mbox, data + j->held, part, from) == -1)
+			return failed(j, "read");
 		j->run_start = from;
 		j->run_end = from + (off_t)part;
 		j->held += part;
-		if (j->held == j->room) {
+		if (j->held == most) {
 			result = move_held(j);
 			if (result != JOURNAL_OK)
 				return result;

@@ -28,7 +28,7 @@ struct journal {
 	uint64_t room;	 /* data octets of a slot */
 	uint64_t step;	 /* number of the next record */
 	off_t to;	 /* where the next octets go */
-	uint64_t held;	 /* gathered in the present slot, not yet moved */
+	size_t held;	 /* gathered in the present slot, not yet moved */
 	off_t run_start; /* the last run among these, in the mbox: its start */
 	off_t run_end;	 /* and its end */
 	bool begun;	 /* the mbox may have been changed */

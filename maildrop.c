@@ -413,6 +413,7 @@ maildrop_open(
 
 	maildrop_open_empty(md);
 	md->block = block;
+	md->waited = true;
 	md->site = site;
 	format = maildrop_stated_format(&path);
 	/* A symlink is followed only where nobody else could have put it. */
@@ -646,7 +647,7 @@ maildrop_unique_id(
 		digest_hex(m->of.digest, id);
 	} else {
 		name = md->text.octets + m->place;
-		length = strcspn(name, ":");
+		length = (size_t)(strchrnul(name, ':') - name);
 		memcpy(id, name, length);
 		id[length] = '\0';
 	}
@@ -708,6 +709,23 @@ maildrop_find(struct maildrop *md, unsigned n, struct stored *where)
 	return md->format->find(md, m, where);
 }
 
+/* Reads the `octets` of a message that come after `done` of them: 0, or -1 with
+ * errno. */
+static int
+read_block(struct maildrop *md, const struct stored *where, uint64_t done,
+    size_t octets)
+{
+	ssize_t got;
+
+	md->held = 0;
+	got = read_at(where->fd, md->block, octets, where->start + (off_t)done);
+	if (got == (ssize_t)octets)
+		return 0;
+	if (got >= 0)
+		errno = EIO; /* shorter than it was */
+	return -1;
+}
+
 enum maildrop_result
 maildrop_send(struct maildrop *md, unsigned n, struct stored *where,
     uint64_t lines, maildrop_sink *sink, void *context)
@@ -715,25 +733,28 @@ maildrop_send(struct maildrop *md, unsigned n, struct stored *where,
 	struct top top = {.lines = lines};
 	enum maildrop_result result = MAILDROP_OK;
 	uint64_t done = 0;
+	const char *data;
 	size_t part, shown = 0;
-	ssize_t got;
+	off_t ahead;
 
 	while (result == MAILDROP_OK && done < where->length) {
 		part = MAILDROP_BLOCK_OCTETS;
 		if (where->length - done < part)
 			part = (size_t)(where->length - done);
-		got = read_at(
-		    where->fd, md->block, part, where->start + (off_t)done);
-		if (got < (ssize_t)part) {
-			if (got >= 0)
-				errno = EIO; /* shorter than it was */
+		data = md->block;
+		ahead = where->start + (off_t)done - md->held_at;
+		if (done == 0 && ahead > 0 && ahead < (off_t)md->held) {
+			data += ahead;
+			if (part > md->held - (size_t)ahead)
+				part = md->held - (size_t)ahead;
+		} else if (read_block(md, where, done, part) == -1) {
 			result = maildrop_failed(md->path, "read");
 			break;
 		}
 		shown = part;
 		if (lines != MAILDROP_ALL_LINES)
-			shown = top_part(&top, md->block, part);
-		if (sink(context, md->block, shown) == -1)
+			shown = top_part(&top, data, part);
+		if (sink(context, data, shown) == -1)
 			result = MAILDROP_STOPPED;
 		done += part;
 		if (shown < part)
@@ -748,33 +769,45 @@ maildrop_send(struct maildrop *md, unsigned n, struct stored *where,
 
 /* ---- Octets and digests of a message ---- */
 
-/* A stretch of octets of a fixed length, which compilers can count in wide
- * registers: its line ends that are LF without CR before. data[-1] is read. */
-#define STRIDE 192
+/* Octets side by side, which compilers compare in wide registers. */
+#define LANES 16
+typedef unsigned char lanes __attribute__((vector_size(LANES)));
+#define ROUNDS 255 /* what one octet can count */
 
-static unsigned
-bare_in_stride(const char *data)
+/* Line ends that are LF without CR before, in at most ROUNDS times LANES
+ * octets. data[-1] is read. */
+static size_t
+bare_in_rounds(const char *data, size_t rounds)
 {
-	unsigned char few = 0; /* an octet-sized sum: many at once */
-	unsigned i;
+	const lanes lf = (lanes){0} + '\n', cr = (lanes){0} + '\r';
+	lanes here, before, counts = {0};
+	size_t count = 0, i;
 
-	for (i = 0; i < STRIDE; i++)
-		few = (unsigned char)(few + ((data[i] == '\n') &
-						(data[(int)i - 1] != '\r')));
-	return few;
+	for (i = 0; i < rounds; i++, data += LANES) {
+		memcpy(&here, data, LANES);
+		memcpy(&before, data - 1, LANES);
+		counts -= (lanes)((here == lf) & (before != cr));
+	}
+	for (i = 0; i < LANES; i++)
+		count += counts[i];
+	return count;
 }
 
 /* Line ends that are LF without CR before; `last` is the octet before. */
 static size_t
 bare_line_ends(const char *data, size_t length, char last)
 {
-	size_t i, count;
+	size_t i, count, rounds;
 
 	if (length == 0)
 		return 0;
 	count = data[0] == '\n' && last != '\r';
-	for (i = 1; length - i >= STRIDE; i += STRIDE)
-		count += bare_in_stride(data + i);
+	for (i = 1; length - i >= LANES; i += rounds * LANES) {
+		rounds = (length - i) / LANES;
+		if (rounds > ROUNDS)
+			rounds = ROUNDS;
+		count += bare_in_rounds(data + i, rounds);
+	}
 	for (; i < length; i++)
 		count += data[i] == '\n' && data[i - 1] != '\r';
 	return count;
@@ -871,14 +904,14 @@ header_line_end(struct meter *m)
 	m->state = METER_LINE;
 }
 
-void
-meter_add(struct meter *m, const char *data, size_t length)
+/* Adds what of it is header; returns how much, and takes the line ends that are
+ * LF without CR off `*bare`. */
+static size_t
+add_header(struct meter *m, const char *data, size_t length, size_t *bare)
 {
-	const char *lf;
+	const char *start = data, *lf;
 	size_t part;
 
-	if (!m->with_digest)
-		m->state = METER_BODY;
 	while (length > 0 && m->state != METER_BODY) {
 		lf = memchr(data, '\n', length);
 		part = lf != NULL ? (size_t)(lf - data) : length;
@@ -888,6 +921,7 @@ meter_add(struct meter *m, const char *data, size_t length)
 		m->octets += part;
 		if (lf != NULL) {
 			m->octets += m->last == '\r' ? 1 : 2;
+			*bare -= m->last != '\r';
 			m->last = '\n';
 			header_line_end(m);
 			part++;
@@ -895,10 +929,37 @@ meter_add(struct meter *m, const char *data, size_t length)
 		data += part;
 		length -= part;
 	}
+	return (size_t)(data - start);
+}
+
+static void
+add_body(struct meter *m, const char *data, size_t length, size_t bare)
+{
 	if (length == 0)
 		return;
-	m->body_octets += length + bare_line_ends(data, length, m->last);
+	m->state = METER_BODY;
+	m->body_octets += length + bare;
 	m->last = data[length - 1];
+}
+
+void
+meter_add(struct meter *m, const char *data, size_t length)
+{
+	size_t unused = 0, header = 0;
+
+	if (m->with_digest)
+		header = add_header(m, data, length, &unused);
+	data += header;
+	length -= header;
+	add_body(m, data, length, bare_line_ends(data, length, m->last));
+}
+
+void
+meter_add_counted(struct meter *m, const char *data, size_t length, size_t bare)
+{
+	size_t header = add_header(m, data, length, &bare);
+
+	add_body(m, data + header, length - header, bare);
 }
 
 void

@@ -162,7 +162,11 @@ struct maildrop {
 	unsigned count;		  /* messages not marked */
 	uint64_t octets;	  /* of those */
 	bool numbered;		  /* `copy` is known of all rows */
-	char *block; /* MAILDROP_BLOCK_OCTETS, while something is read */
+	bool waited;   /* the session has waited for its client since `sent` has
+			  looked; others may have changed what is there */
+	char *block;   /* MAILDROP_BLOCK_OCTETS, while something is read */
+	off_t held_at; /* where in the file those octets of it stand that */
+	size_t held;   /* `find` has read: so many */
 
 	/* Names and unique-ids, each with its NUL. */
 	struct {
@@ -370,6 +374,9 @@ struct meter {
 /* `with_digest` false saves its cost where only octets are asked for. */
 void meter_start(struct meter *m, bool with_digest);
 void meter_add(struct meter *m, const char *data, size_t length);
+/* The same, where it is known how many of its line ends are LF without CR. */
+void meter_add_counted(
+    struct meter *m, const char *data, size_t length, size_t bare);
 /* Leaves out an empty line that was added last and belongs to a separator. */
 void meter_drop_empty_line(struct meter *m);
 /* Ends: stores octets, and the digest if asked for, in `row`. Returns -1

@@ -258,23 +258,27 @@ open_file(struct maildrop *md)
 	return MAILDROP_PERM;
 }
 
-/* The length of the From_ line that `at` must begin with, its LF included;
- * 0 if there is none, -1 with errno where it can't be read. */
+/* The length of the From_ line that these octets begin with, its LF included;
+ * 0 if there is none. Only the end of the file may take the place of LF. */
+static size_t
+from_line_length(const char *text, size_t length)
+{
+	const char *lf = memchr(text, '\n', length);
+
+	if (lf == NULL)
+		return is_from_line(text, length) ? length : 0;
+	length = (size_t)(lf - text);
+	return is_from_line(text, length) ? length + 1 : 0;
+}
+
+/* The same of the line at `at`; -1 with errno where it can't be read. */
 static ssize_t
 from_line_at(int fd, off_t at)
 {
 	char line[FROM_OCTETS + 1];
-	const char *lf;
-	ssize_t n;
+	ssize_t n = read_at(fd, line, sizeof(line), at);
 
-	n = read_at(fd, line, sizeof(line), at);
-	if (n <= 0)
-		return n;
-	lf = memchr(line, '\n', (size_t)n);
-	if (lf == NULL)
-		/* Only the end of the file may take the place of LF. */
-		return is_from_line(line, (size_t)n) ? n : 0;
-	return is_from_line(line, (size_t)(lf - line)) ? lf - line + 1 : 0;
+	return n <= 0 ? n : (ssize_t)from_line_length(line, (size_t)n);
 }
 
 /* ---- Delivery locks ---- */
@@ -385,10 +389,10 @@ static enum lock_attempt
 make_dotlock(const struct maildrop *md)
 {
 	enum lock_attempt attempt;
-	char lock[PATH_MAX], own[PATH_MAX];
+	char own[PATH_MAX], *lock = mbox.dotlock_path;
 	int fd = mbox.own;
 
-	if (path_beside(md->path, "", ".lock", lock, sizeof(lock)) == -1 ||
+	if (path_beside(md->path, "", ".lock", lock, PATH_MAX) == -1 ||
 	    name_own_file(md, own) == -1)
 		return NO_PLACE;
 	if (fd == -1) {
@@ -412,7 +416,6 @@ make_dotlock(const struct maildrop *md)
 		return attempt;
 	mbox.dotlock = fd;
 	mbox.refreshed = time(NULL);
-	memcpy(mbox.dotlock_path, lock, sizeof(lock));
 	return LOCKED;
 }
 
@@ -881,6 +884,15 @@ start_message(struct scan *scan, const char *from, size_t length,
 	return MAILDROP_OK;
 }
 
+/* Measures the lines from `from` up to `to`, all of one message. */
+static void
+add_span(struct scan *scan, const char *from, const char *to, size_t bare)
+{
+	if (scan->in_message)
+		meter_add_counted(
+		    &scan->meter, from, (size_t)(to - from), bare);
+}
+
 /*
  * Scans a block that stands at `at` in the file. `*used` gets how much of it
  * is done with: all, or all but a line whose end is still to come.
@@ -891,7 +903,7 @@ scan_block(struct scan *scan, const char *block, size_t length, off_t at,
 {
 	const char *p = block, *span = block, *end = block + length, *lf, *next;
 	enum maildrop_result result;
-	size_t line;
+	size_t line, bare = 0; /* line ends of the span that are LF alone */
 
 	for (; p < end; p = next) {
 		lf = memchr(p, '\n', (size_t)(end - p));
@@ -907,16 +919,19 @@ scan_block(struct scan *scan, const char *block, size_t length, off_t at,
 		next = p + line + (lf != NULL);
 		if (*p == 'F' && scan->previous != LINE_TEXT &&
 		    !scan->in_line && is_from_line(p, line)) {
-			if (scan->in_message)
-				meter_add(
-				    &scan->meter, span, (size_t)(p - span));
+			add_span(scan, span, p, bare);
 			result = start_message(
 			    scan, p, (size_t)(next - p), end, at + (p - block));
 			if (result != MAILDROP_OK)
 				return result;
 			span = next;
+			bare = 0;
 			continue;
 		}
+		if (line > 0)
+			bare += lf != NULL && lf[-1] != '\r';
+		else
+			bare += p > span || scan->meter.last != '\r';
 		scan->previous = LINE_TEXT;
 		if (line <= 1 && lf != NULL && !scan->in_line) {
 			if (line == 0)
@@ -926,8 +941,7 @@ scan_block(struct scan *scan, const char *block, size_t length, off_t at,
 		}
 		scan->in_line = false;
 	}
-	if (scan->in_message)
-		meter_add(&scan->meter, span, (size_t)(p - span));
+	add_span(scan, span, p, bare);
 	*used = (size_t)(p - block);
 	return MAILDROP_OK;
 }
@@ -1116,7 +1130,12 @@ mbox_close(struct maildrop *md)
 #define UNSENDABLE (MESSAGE_MISSED | MESSAGE_UNBOUNDED | MESSAGE_CHANGED)
 #define UNREMOVABLE (MESSAGE_MISSED | MESSAGE_UNBOUNDED)
 
-enum change { CHANGE_NONE, CHANGE_SMALL, CHANGE_ANY };
+enum change {
+	CHANGE_NONE,
+	CHANGE_UNSEEN, /* none, or one that its times are too young to show */
+	CHANGE_SMALL,  /* deliveries at most */
+	CHANGE_ANY
+};
 
 /* How the file may have changed since we knew it: at most by deliveries, or
  * within one tick of the clock, or in any way. */
@@ -1133,7 +1152,7 @@ look(struct maildrop *md, enum change *change)
 		return maildrop_failed(md->path, "stat");
 	identify(&st, now);
 	if (memcmp(now, mbox.known, sizeof(now)) == 0)
-		*change = mbox.unsure ? CHANGE_SMALL : CHANGE_NONE;
+		*change = mbox.unsure ? CHANGE_UNSEEN : CHANGE_NONE;
 	else if (now[DEVICE] == mbox.known[DEVICE] &&
 		 now[INODE] == mbox.known[INODE] &&
 		 now[SIZE] > mbox.known[SIZE])
@@ -1172,7 +1191,7 @@ compare_file(struct maildrop *md, enum change change)
 
 	if (change == CHANGE_NONE)
 		return MAILDROP_OK;
-	if (change == CHANGE_SMALL && md->table.count > 0 &&
+	if (change != CHANGE_ANY && md->table.count > 0 &&
 	    places_hold(md, &last)) {
 		result =
 		    scan_file(md, (off_t)md->table.row[last].place, true, last);
@@ -1220,23 +1239,68 @@ place_of(const struct maildrop *md, unsigned n)
 	return n < md->table.count ? (off_t)md->table.row[n].place : mbox.end;
 }
 
+/* Makes sure of one message that is sent. Where nothing is seen to have
+ * changed, it is enough that it still begins and ends where it did: to look at
+ * all of them each time would take as long as all of them squared. */
+static enum maildrop_result
+verify_message(struct maildrop *md, const struct message *m)
+{
+	unsigned next = next_row(md, (unsigned)(m - md->table.row) + 1);
+	enum maildrop_result result;
+	enum change change;
+
+	result = look(md, &change);
+	if (result != MAILDROP_OK || change == CHANGE_NONE)
+		return result;
+	if (change == CHANGE_UNSEEN && (m->flags & UNSENDABLE) == 0 &&
+	    from_line_at(mbox.fd, (off_t)m->place) > 0 &&
+	    (next == md->table.count ||
+		from_line_at(mbox.fd, place_of(md, next)) > 0))
+		return MAILDROP_OK;
+	return verify_table(md);
+}
+
+/* Reads the first block of a message, From_ line included, for
+ * maildrop_send(); the length of that line, 0 if there is none, or -1. */
+static ssize_t
+read_first_block(struct maildrop *md, const struct message *m, off_t end)
+{
+	off_t length = end - (off_t)m->place;
+	size_t most = MAILDROP_BLOCK_OCTETS;
+	ssize_t n;
+
+	md->held = 0;
+	if (length <= 0)
+		return 0;
+	if (length < (off_t)most)
+		most = (size_t)length;
+	n = read_at(mbox.fd, md->block, most, (off_t)m->place);
+	if (n <= 0)
+		return n;
+	md->held_at = (off_t)m->place;
+	md->held = (size_t)n;
+	return (ssize_t)from_line_length(md->block, md->held);
+}
+
 static enum maildrop_result
 mbox_find(struct maildrop *md, struct message *m, struct stored *where)
 {
-	enum maildrop_result result = verify_table(md);
 	unsigned n = (unsigned)(m - md->table.row);
+	enum maildrop_result result = MAILDROP_OK;
 	ssize_t from;
 	off_t end;
 
+	if (md->waited)
+		result = verify_message(md, m);
 	if (result != MAILDROP_OK)
 		return result;
 	if ((m->flags & UNSENDABLE) != 0)
 		return MAILDROP_TEMP;
+	end = place_of(md, next_row(md, n + 1));
 	errno = EIO;
-	from = from_line_at(mbox.fd, (off_t)m->place);
+	from = read_first_block(md, m, end);
 	if (from <= 0)
 		return maildrop_failed(md->path, "read");
-	end = place_of(md, next_row(md, n + 1));
 	if ((m->flags & MESSAGE_GAP_LF) != 0)
 		end -= 1;
 	else if ((m->flags & MESSAGE_GAP_CRLF) != 0)
@@ -1256,14 +1320,11 @@ static enum maildrop_result
 mbox_sent(struct maildrop *md, const struct message *m)
 {
 	uint64_t place = m->place;
-	enum maildrop_result result;
-	enum change change;
+	enum maildrop_result result = verify_message(md, m);
 
-	result = look(md, &change);
-	if (result == MAILDROP_OK && change != CHANGE_NONE)
-		result = verify_table(md);
 	if (result != MAILDROP_OK)
 		return result;
+	md->waited = false;
 	return m->place == place && (m->flags & UNSENDABLE) == 0
 		   ? MAILDROP_OK
 		   : MAILDROP_TEMP;
@@ -1359,7 +1420,7 @@ scan_locked(struct maildrop *md)
 		message_swap(md);
 		return MAILDROP_OK;
 	}
-	if (result == MAILDROP_OK && change == CHANGE_SMALL)
+	if (result == MAILDROP_OK && change != CHANGE_ANY)
 		result = extend_table(md, &done);
 	if (result != MAILDROP_OK || done)
 		return result;

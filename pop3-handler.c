@@ -625,8 +625,9 @@ do_retr(char *argument)
 
 	if (n == 0)
 		return;
-	wire_ok("%llu octets",
-	    (unsigned long long)session.maildrop.table.row[n - 1].octets);
+	wire_text("+OK ", 4);
+	wire_number(session.maildrop.table.row[n - 1].octets);
+	wire_text(" octets\r\n", 9);
 	send_message(n, &where, MAILDROP_ALL_LINES);
 	session.retrieved++;
 }
@@ -866,6 +867,8 @@ serve(void)
 				break;
 			}
 		}
+		if (wire_waited())
+			session.maildrop.waited = true;
 		if ((status == WIRE_OK || status == WIRE_TOO_LONG) &&
 		    !resume_maildrop())
 			break;
@@ -1076,9 +1079,10 @@ static void
 end_front(const struct front *front)
 {
 	kill(front->pid, SIGKILL);
+	/* Where we may not kill it (no CAP_KILL) it ends when we are gone. */
+	close(front->socket);
 	while (waitpid(front->pid, NULL, 0) == -1 && errno == EINTR)
 		continue;
-	close(front->socket);
 }
 
 static void
@@ -1249,7 +1253,7 @@ run_login(void)
 {
 	const struct passwd *user = front_user();
 	struct front front = {0};
-	struct account account;
+	static struct account account;
 	enum reason reason;
 	const struct rlimit none = {0};
 	pid_t parent = getpid();
@@ -1349,7 +1353,7 @@ static int
 run_preauthenticated(void)
 {
 	char welcome[HOST_OCTETS + 32];
-	struct account account;
+	static struct account account;
 
 	wire_open(WIRE_BY_BLOCK, options.autologout, -1);
 	account_own(&account);

@@ -18,7 +18,6 @@
  */
 #include "state.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -65,8 +64,10 @@ stands_at(const char *path, int fd)
 {
 	struct stat opened, named;
 
-	return fstat(fd, &opened) == 0 && lstat(path, &named) == 0 &&
-	       named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+	/* Over NFS the path may seem to lead to it for a while longer. */
+	return fstat(fd, &opened) == 0 && opened.st_nlink > 0 &&
+	       lstat(path, &named) == 0 && named.st_dev == opened.st_dev &&
+	       named.st_ino == opened.st_ino;
 }
 
 static enum attempt
@@ -144,17 +145,22 @@ struct line {
 static uint64_t
 take_number(struct line *line, uint64_t most)
 {
-	const char *start = line->p;
+	const char *p = line->p, *end = line->end;
+	bool wrong = false;
 	uint64_t number = 0, digit;
 
-	while (line->p < line->end && isdigit((unsigned char)*line->p)) {
-		digit = (uint64_t)(*line->p++ - '0');
-		line->wrong |= number > (most - digit) / 10;
-		number = number * 10 + digit;
+	for (; p < end; p++) {
+		digit = (uint64_t)(unsigned char)*p - '0';
+		if (digit > 9)
+			break;
+		wrong |= __builtin_mul_overflow(number, 10, &number);
+		wrong |= __builtin_add_overflow(number, digit, &number);
 	}
-	line->wrong |= line->p == start;
-	if (line->p < line->end && *line->p++ != ' ')
-		line->wrong = true;
+	wrong |= p == line->p || number > most;
+	if (p < end && *p++ != ' ')
+		wrong = true;
+	line->p = p;
+	line->wrong |= wrong;
 	return number;
 }
 
@@ -203,22 +209,37 @@ take_word(struct line *line, char *word, size_t most)
 static void
 take_digest(struct line *line, unsigned char digest[DIGEST_OCTETS])
 {
+	enum { RIGHT = 16 }; /* marks a digit; the rest is its value */
+	static const unsigned char digits[UCHAR_MAX + 1] = {['0'] = RIGHT,
+	    ['1'] = RIGHT | 1,
+	    ['2'] = RIGHT | 2,
+	    ['3'] = RIGHT | 3,
+	    ['4'] = RIGHT | 4,
+	    ['5'] = RIGHT | 5,
+	    ['6'] = RIGHT | 6,
+	    ['7'] = RIGHT | 7,
+	    ['8'] = RIGHT | 8,
+	    ['9'] = RIGHT | 9,
+	    ['a'] = RIGHT | 10,
+	    ['b'] = RIGHT | 11,
+	    ['c'] = RIGHT | 12,
+	    ['d'] = RIGHT | 13,
+	    ['e'] = RIGHT | 14,
+	    ['f'] = RIGHT | 15};
 	const unsigned char *p = (const unsigned char *)line->p;
-	unsigned value, digit, wrong = 0, i;
+	unsigned high, low, right = RIGHT, i;
 
 	if (line->end - line->p <= DIGEST_HEX) {
 		line->wrong = true;
 		return;
 	}
-	for (i = 0; i < DIGEST_HEX; i++) {
-		digit = p[i] - (unsigned)'0';
-		value = p[i] - (unsigned)'a';
-		wrong |= digit > 9 && value > 5;
-		value = digit <= 9 ? digit : value + 10;
-		digest[i / 2] =
-		    (unsigned char)((unsigned)digest[i / 2] << 4 | value);
+	for (i = 0; i < DIGEST_OCTETS; i++) {
+		high = digits[p[2 * i]];
+		low = digits[p[2 * i + 1]];
+		right &= high & low;
+		digest[i] = (unsigned char)(high << 4 | (low & 15));
 	}
-	line->wrong |= wrong != 0 || p[DIGEST_HEX] != ' ';
+	line->wrong |= right == 0 || p[DIGEST_HEX] != ' ';
 	line->p += DIGEST_HEX + 1;
 }
 

@@ -38,6 +38,7 @@ static struct {
 	bool idled;		       /* `idle` has been called since */
 	int watched;
 	bool armed;	  /* alarm(2) runs */
+	bool waited;	  /* the client has been waited for or read from */
 	bool renew;	  /* the client made progress: begin the time anew */
 	sigset_t waiting; /* the signal mask while we wait */
 	uint64_t sent;
@@ -168,6 +169,7 @@ wait_for_client(int fd, short events)
 	int n;
 
 	arm();
+	wire.waited = true;
 	n = ppoll(fds, 2, grace_left(&left), &wire.waiting);
 	if (n == -1 && errno != EINTR)
 		wire.ended = WIRE_GONE;
@@ -277,6 +279,7 @@ read_some(char *to, size_t room)
 	bool socket = wire.in_kind == KIND_SOCKET;
 	ssize_t n;
 
+	wire.waited = true;
 	for (;;) {
 		if (!socket)
 			wait_for_client(CLIENT_IN, POLLIN);
@@ -366,6 +369,15 @@ wire_answer(char **line, size_t *length)
 	return next_line(line, length, WIRE_ANSWER_OCTETS, ANSWER_FLOOD_OCTETS);
 }
 
+bool
+wire_waited(void)
+{
+	bool waited = wire.waited;
+
+	wire.waited = false;
+	return waited;
+}
+
 void
 wire_wipe(void)
 {
@@ -378,6 +390,11 @@ wire_text(const char *text, size_t length)
 {
 	size_t part;
 
+	if (length < OUT_OCTETS - wire.out_end) {
+		memcpy(wire.out + wire.out_end, text, length);
+		wire.out_end += length;
+		return;
+	}
 	while (length > 0 && wire.ended == WIRE_OK) {
 		part = OUT_OCTETS - wire.out_end;
 		if (part > length)
@@ -449,25 +466,42 @@ wire_message_begin(void)
 int
 wire_message(void *unused, const char *data, size_t length)
 {
+	const size_t more = 3; /* ".", CR and LF */
 	const char *end;
 	size_t part;
+	char *to;
 
 	(void)unused;
 	while (length > 0 && wire.ended == WIRE_OK) {
-		if (wire.line_start && *data == '.')
-			wire_text(".", 1);
 		end = memchr(data, '\n', length);
 		part = end != NULL ? (size_t)(end - data) : length;
+		if (part + more > OUT_OCTETS - wire.out_end) {
+			if (wire.out_end > 0) {
+				wire_flush();
+				continue;
+			}
+			if (part + more > OUT_OCTETS) {
+				part = OUT_OCTETS - more;
+				end = NULL;
+			}
+		}
+		to = wire.out + wire.out_end;
+		if (wire.line_start && *data == '.')
+			*to++ = '.';
 		if (part > 0) {
-			wire_text(data, part);
-			wire.after_cr = data[part - 1] == '\r';
+			memcpy(to, data, part);
+			to += part;
+			wire.after_cr = to[-1] == '\r';
 		}
 		if (end != NULL) {
-			wire_text(&"\r\n"[wire.after_cr], 2U - wire.after_cr);
+			if (!wire.after_cr)
+				*to++ = '\r';
+			*to++ = '\n';
 			wire.after_cr = false;
 			part++;
 		}
 		wire.line_start = end != NULL;
+		wire.out_end = (size_t)(to - wire.out);
 		data += part;
 		length -= part;
 	}

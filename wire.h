@@ -56,6 +56,9 @@ enum wire_status wire_command(char **line, size_t *length);
  * WIRE_ANSWER_OCTETS. */
 enum wire_status wire_answer(char **line, size_t *length);
 
+/* Whether we have waited for the client or read from it since the last call. */
+bool wire_waited(void);
+
 /* Wipes the input that is done with: it may hold a password. */
 void wire_wipe(void);
 

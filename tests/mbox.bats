@@ -561,3 +561,21 @@ ids() {
 	done
 }
 
+
+@test "of an mbox that has just changed, sending all messages reads each a few times, not all for each" {
+	need strace
+	local n script=''
+	for ((n = 1; n <= 100; n++)); do
+		printf '%s\nSubject: %d\n\nx\n\n' "$FROM" "$n"
+		script+="RETR $n\r\n"
+	done >"$T/B"
+	give
+	# Within the two seconds in which times do not show every change.
+	touch "$T/B"
+	# shellcheck disable=SC2059
+	(cd "$T" && printf "${script}QUIT\r\n" | "${AS[@]}" strace -f -o trace -e trace=pread64,unlink,unlinkat \
+		bin/dialogue "$POP3" -P -h pop.example.org -m B >out 2>log)
+	[ "$(grep -c '^+OK 1[0-9] octets' "$T/out")" = 100 ]
+	[ "$(grep -c pread64 "$T/trace")" -lt 700 ]
+	[ "$(grep -c unlink "$T/trace")" -lt 10 ]
+}
