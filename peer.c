@@ -71,17 +71,29 @@ environment_peer(const char *variable)
 	return NULL;
 }
 
+/* Of this machine: what forwards to us, as stunnel does, looks like that. */
+static bool
+is_loopback(const char *text)
+{
+	return strncmp(text, "127.", 4) == 0 || strcmp(text, "::1") == 0;
+}
+
 const char *
 peer_address(void)
 {
 	static const char *const variables[] = {
 	    "TCPREMOTEIP", "REMOTE_HOST", "REMOTE_ADDR"};
 	const char *found = channel.proxied ? address : socket_peer();
+	const char *named = NULL;
 	size_t i;
 
-	for (i = 0; found == NULL && i < sizeof(variables) / sizeof(*variables);
+	if (channel.proxied || (found != NULL && !is_loopback(found)))
+		return found;
+	for (i = 0; named == NULL && i < sizeof(variables) / sizeof(*variables);
 	     i++)
-		found = environment_peer(variables[i]);
+		named = environment_peer(variables[i]);
+	if (named != NULL)
+		return named;
 	return found != NULL ? found : "local";
 }
 

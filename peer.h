@@ -5,12 +5,12 @@
 #include <stdbool.h>
 
 /*
- * The client's address as text, for the log: of the socket on fd 0 if it is
- * one of the Internet, else as the program before us says: TCPREMOTEIP
- * (UCSPI), REMOTE_HOST (xinetd, stunnel) or REMOTE_ADDR (systemd), each
- * believed only if inet_pton(3) reads it as an address. "local" if nobody
- * says. An IPv4 address mapped into IPv6 is given as IPv4. Lasts as long as
- * the process.
+ * The client's address as text, for the log: of the socket on fd 0 if it is one
+ * of the Internet. Where it is not, or only leads to this machine itself, the
+ * program before us may know better: TCPREMOTEIP (UCSPI), REMOTE_HOST (xinetd,
+ * stunnel) or REMOTE_ADDR (systemd), each believed only if inet_pton(3) reads
+ * it as an address. "local" if nobody says. An IPv4 address mapped into IPv6 is
+ * given as IPv4. Lasts as long as the process.
  */
 const char *peer_address(void);
 

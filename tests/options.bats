@@ -143,8 +143,30 @@ usage() {
 	logged 'event=login addr=2001:db8::1 '
 	REMOTE_ADDR=::ffff:192.0.2.7 say 'QUIT\r\n' -m M
 	logged 'event=login addr=192.0.2.7 '
-	VIA=tcp TCPREMOTEIP=192.0.2.1 say 'QUIT\r\n' -m M
+	VIA=tcp say 'QUIT\r\n' -m M
 	logged 'event=login addr=127.0.0.1 '
+}
+
+@test "what forwards to us on this machine may tell the client's address, another host may not" {
+	maildir M
+	VIA=tcp REMOTE_HOST=192.0.2.1 say 'QUIT\r\n' -m M
+	logged 'event=login addr=192.0.2.1 '
+	VIA=tcp REMOTE_HOST=nobody say 'QUIT\r\n' -m M
+	logged 'event=login addr=127.0.0.1 '
+	need_root
+	need unshare ip python3
+	unshare -n true 2>/dev/null || skip "needs to make network namespaces (unshare -n)"
+	# A socket whose other end is none of the machine's loopback.
+	unshare -n sh -c 'ip link set lo up && ip address add 192.0.2.7/32 dev lo && exec "$@"' sh \
+		python3 -c '
+import socket, subprocess, sys
+listener = socket.create_server(("192.0.2.7", 0))
+client = socket.create_connection(listener.getsockname(), source_address=("192.0.2.7", 0))
+server = listener.accept()[0]
+client.sendall(b"QUIT\r\n")
+subprocess.run(sys.argv[1:], stdin=server, stdout=server)
+' "${AS[@]}" env REMOTE_HOST=192.0.2.1 "$POP3" -P -m "$T/M" 2>"$T/log"
+	logged 'event=login addr=192.0.2.7 '
 }
 
 @test "one line a login and one an end, with what was done" {
