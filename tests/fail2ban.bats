@@ -55,16 +55,17 @@ HOSTILE=(
 	[ "$(sort "$T/banned" | uniq -c | tr -s ' ')" = "$(printf ' %d 192.0.2.1\n %d 2001:db8::1' $((n / 2)) $((n / 2)))" ]
 }
 
-@test "fail2ban's filter knows the line of syslog, with and without what stands before the name" {
+@test "fail2ban's filter knows the line of syslog and of the journal, with and without what stands before the name" {
 	need fail2ban-regex
 	cat >"$T/lines" <<-'END'
 		Jan 10 12:00:00 host pop3-handler[7]: event=refused addr=192.0.2.1 user=alice reason=credentials
 		2024-01-10T12:00:00.000000+01:00 host pop3-handler[7]: event=refused addr=192.0.2.2 user="a b" reason=credentials
 		Jan 10 12:00:00 pop3-handler[7]: event=refused addr=2001:db8::3 user="a\"b\\" reason=credentials
 		pop3-handler[7]: event=refused addr=192.0.2.4 user=- reason=credentials
+		host pop3-handler[7]: pop3-handler[7]: event=refused addr=192.0.2.5 user=alice reason=credentials
 	END
 	banned "$T/lines"
-	[ "$(cat "$T/banned")" = "$(printf '192.0.2.1\n192.0.2.2\n2001:db8::3\n192.0.2.4')" ]
+	[ "$(cat "$T/banned")" = "$(printf '192.0.2.1\n192.0.2.2\n2001:db8::3\n192.0.2.4\n192.0.2.5')" ]
 }
 
 @test "fail2ban's filter bans for nothing else that the log says" {
