@@ -1,21 +1,30 @@
-# make, make check, make check-all, make bench, make demo, make install
+# make, make check, make check-all, make bench, make demo, make install,
+# make uninstall, make deb
 
 PREFIX = /usr/local
 DESTDIR =
 SBINDIR = $(PREFIX)/sbin
 MANDIR = $(PREFIX)/share/man
-EXAMPLEDIR = $(PREFIX)/share/doc/pop3-handler/examples
+DOCDIR = $(PREFIX)/share/doc/pop3-handler
 
 WARNINGS = -Wall -Wextra -Wpedantic -Wshadow -Wconversion \
 	-Wstrict-prototypes -Wmissing-prototypes
 HARDENING = -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2
 CFLAGS = -O2 -g $(HARDENING)
-CPPFLAGS = -D_GNU_SOURCE $(CAGE_$(CAGE))
-LDFLAGS = -pie -Wl,-z,relro,-z,now
-LDLIBS = -lcrypt
+CPPFLAGS = -D_GNU_SOURCE $(CAGE_$(CAGE)) $(HEADERS_$(CC))
+LDFLAGS = $(LDFLAGS_$(STATIC)) -Wl,-z,relro,-z,now
+LDLIBS = $(LIBRARIES_$(CC)) -lcrypt
 # CAGE=0 leaves seccomp and Landlock out, for sanitizers and valgrind.
 CAGE = 1
 CAGE_0 = -DNO_CAGE
+# STATIC=1 CC=musl-gcc is the build that starts fastest.
+STATIC = 0
+LDFLAGS_0 = -pie
+LDFLAGS_1 = -static-pie
+# What Debian's musl does not bring.
+HEADERS_musl-gcc = -idirafter .musl/include
+LIBRARIES_musl-gcc = -L .musl
+NEEDS_musl-gcc = .musl/libcrypt.a
 
 OBJECTS = pop3-handler.o account.o digest.o former.o journal.o log.o maildir.o maildrop.o \
 	mbox.o peer.o sandbox.o state.o wire.o
@@ -28,6 +37,10 @@ pop3-handler: $(OBJECTS)
 
 .c.o:
 	$(CC) -std=c11 $(CPPFLAGS) $(WARNINGS) $(CFLAGS) -c -o $@ $<
+
+$(OBJECTS): $(NEEDS_$(CC))
+.musl/libcrypt.a:
+	tests/tools/musl .musl
 
 account.o: account.h digest.h log.h sandbox.h
 digest.o: digest.h
@@ -53,12 +66,22 @@ tests/tools/crypt-log.so: tests/tools/crypt-log.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -fPIC -shared -o $@ \
 	    tests/tools/crypt-log.c
 
+BENCH_TOOLS = tests/bench/client tests/bench/corpus tests/bench/floor
+$(BENCH_TOOLS):
+	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O3 -o $@ $@.c -lm
+tests/bench/client: tests/bench/client.c
+tests/bench/corpus: tests/bench/corpus.c
+tests/bench/floor: tests/bench/floor.c
+
 # What needs real servers and clients, or sweeps over many faults.
 SLOW = tests/superserver.bats tests/powercut.bats tests/faults.bats \
 	tests/storm.bats tests/diskfull.bats tests/takeover.bats \
 	tests/yield.bats tests/auth-slow.bats tests/tls.bats tests/cage.bats \
-	tests/state-slow.bats
-BENCH = update
+	tests/clients.bats tests/balancer.bats tests/thousand.bats tests/conformance-peers.bats \
+	tests/state-slow.bats tests/package.bats tests/systemd.bats
+# What to measure: all, or some of retr, open, poll, list, quit, session,
+# memory, growth, update.
+BENCH = all
 
 # Files of tests at once: most of them wait for something most of the time.
 JOBS = 4
@@ -73,23 +96,46 @@ check-slow: all $(TOOLS)
 
 check-all: check check-slow
 
-bench: all $(TOOLS)
-	tests/bench/$(BENCH)
+bench: all $(TOOLS) $(BENCH_TOOLS)
+	tests/bench/run $(BENCH)
 
 demo: all
 	tests/demo
 
+# The examples and the man page name the places where things are.
+EXAMPLES = xinetd.d/pop3 xinetd.d/pop3s systemd/pop3.socket systemd/pop3@.service \
+	fail2ban/pop3-handler.conf
+PLACES = sed -e 's|/usr/local/sbin|$(SBINDIR)|g' \
+	-e 's|/usr/local/share/doc/pop3-handler|$(DOCDIR)|g'
+
 install: all
-	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man8 \
-	    $(DESTDIR)$(EXAMPLEDIR)/xinetd.d $(DESTDIR)$(EXAMPLEDIR)/fail2ban
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(DOCDIR)
 	install -m 755 pop3-handler $(DESTDIR)$(SBINDIR)/pop3-handler
-	install -m 644 pop3-handler.8 $(DESTDIR)$(MANDIR)/man8/pop3-handler.8
-	install -m 644 xinetd.d/pop3 $(DESTDIR)$(EXAMPLEDIR)/xinetd.d/pop3
-	install -m 644 fail2ban/pop3-handler.conf \
-	    $(DESTDIR)$(EXAMPLEDIR)/fail2ban/pop3-handler.conf
+	install -m 644 README $(DESTDIR)$(DOCDIR)/README
+	$(PLACES) pop3-handler.8 >$(DESTDIR)$(MANDIR)/man8/pop3-handler.8
+	chmod 644 $(DESTDIR)$(MANDIR)/man8/pop3-handler.8
+	for f in $(EXAMPLES); do \
+	    to=$(DESTDIR)$(DOCDIR)/examples/$$f && \
+	    install -d "$${to%/*}" && $(PLACES) $$f >"$$to" && chmod 644 "$$to" || \
+	    exit 1; \
+	done
+
+uninstall:
+	rm -f $(DESTDIR)$(SBINDIR)/pop3-handler $(DESTDIR)$(MANDIR)/man8/pop3-handler.8
+	rm -f $(DESTDIR)$(DOCDIR)/README
+	for f in $(EXAMPLES); do rm -f $(DESTDIR)$(DOCDIR)/examples/$$f; done
+	for d in /examples/xinetd.d /examples/systemd /examples/fail2ban /examples ''; do \
+	    [ ! -d $(DESTDIR)$(DOCDIR)$$d ] || \
+	    rmdir --ignore-fail-on-non-empty $(DESTDIR)$(DOCDIR)$$d || exit 1; \
+	done
+
+# A Debian package of what install puts there; it enables nothing by itself.
+deb: all
+	tests/tools/deb
 
 clean:
-	rm -f pop3-handler $(OBJECTS) $(TOOLS)
+	rm -f pop3-handler pop3-handler_*.deb $(OBJECTS) $(TOOLS) $(BENCH_TOOLS)
+	rm -rf .musl
 
-.PHONY: all bench check check-all check-slow clean demo install
+.PHONY: all bench check check-all check-slow clean deb demo install uninstall
 .SUFFIXES: .c .o

@@ -25,14 +25,55 @@ options() {
 	[ ! -s "$T/lint" ]
 }
 
-@test "make install puts program, man page and examples where DESTDIR and PREFIX say" {
+# What make install puts below PREFIX.
+INSTALLED='sbin/pop3-handler
+share/doc/pop3-handler/README
+share/doc/pop3-handler/examples/fail2ban/pop3-handler.conf
+share/doc/pop3-handler/examples/systemd/pop3.socket
+share/doc/pop3-handler/examples/systemd/pop3@.service
+share/doc/pop3-handler/examples/xinetd.d/pop3
+share/doc/pop3-handler/examples/xinetd.d/pop3s
+share/man/man8/pop3-handler.8'
+
+@test "make install puts program, man page and examples where DESTDIR and PREFIX say, without root" {
 	need make
-	(cd "$ROOT" && make -s install DESTDIR="$T/stage" PREFIX=/usr)
-	[ -x "$T/stage/usr/sbin/pop3-handler" ]
-	[ -f "$T/stage/usr/share/man/man8/pop3-handler.8" ]
-	[ -f "$T/stage/usr/share/doc/pop3-handler/examples/xinetd.d/pop3" ]
-	[ -f "$T/stage/usr/share/doc/pop3-handler/examples/fail2ban/pop3-handler.conf" ]
-	[ "$(find "$T/stage" -type f | wc -l)" = 4 ]
+	mkdir "$T/stage"
+	give
+	(cd "$ROOT" && "${AS[@]}" make -s install DESTDIR="$T/stage" PREFIX=/opt)
+	[ "$(cd "$T/stage/opt" && find . -type f | sed 's/^..//' | LC_ALL=C sort)" = "$INSTALLED" ]
+	[ "$(ls "$T/stage")" = opt ]
+	[ -x "$T/stage/opt/sbin/pop3-handler" ]
+	# Whatever the umask is, everybody can read it.
+	(cd "$ROOT" && umask 077 && make -s install DESTDIR="$T/private")
+	[ "$(find "$T/private/usr" ! -perm -444 | wc -l)" = 0 ]
+}
+
+@test "what is installed names the places where it is" {
+	need make
+	local page=$T/stage/opt/share/man/man8/pop3-handler.8 file
+	(cd "$ROOT" && make -s install DESTDIR="$T/stage" PREFIX=/opt)
+	no grep -r /usr/local "$T/stage/opt/share/man" "$T/stage/opt/share/doc/pop3-handler/examples"
+	# Every file of ours that the man page names is there.
+	sed -n 's/^\.It Pa \(\/opt\/[^ ]*\).*/\1/p' "$page" | tr -d '\\&' >"$T/named"
+	[ "$(wc -l <"$T/named")" -ge 5 ]
+	while read -r file; do
+		[ -f "$T/stage$file" ] || { echo "$file is not installed" && false; }
+	done <"$T/named"
+	grep -qF '/opt/sbin/pop3-handler' "$T/stage/opt/share/doc/pop3-handler/examples/xinetd.d/pop3"
+	grep -qF '/opt/sbin/pop3-handler' "$T/stage/opt/share/doc/pop3-handler/examples/systemd/pop3@.service"
+}
+
+@test "make uninstall takes away what make install put there, and nothing else" {
+	need make
+	mkdir -p "$T/stage/opt/share/man/man8" "$T/stage/opt/share/doc/pop3-handler"
+	echo mine >"$T/stage/opt/share/doc/pop3-handler/mine"
+	(cd "$ROOT" && make -s install DESTDIR="$T/stage" PREFIX=/opt)
+	(cd "$ROOT" && make -s uninstall DESTDIR="$T/stage" PREFIX=/opt)
+	[ "$(find "$T/stage" -type f)" = "$T/stage/opt/share/doc/pop3-handler/mine" ]
+	rm "$T/stage/opt/share/doc/pop3-handler/mine"
+	# Twice does no harm.
+	(cd "$ROOT" && make -s uninstall DESTDIR="$T/stage" PREFIX=/opt)
+	[ ! -e "$T/stage/opt/share/doc/pop3-handler" ]
 }
 
 @test "the program is position-independent, with full RELRO and a stack protector" {
