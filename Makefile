@@ -1,5 +1,5 @@
-# make, make check, make check-all, make bench, make demo, make install,
-# make uninstall, make deb
+# make, make check, make check-all, make analyze, make coverage, make mutation,
+# make bench, make demo, make install, make uninstall, make deb
 
 PREFIX = /usr/local
 DESTDIR =
@@ -28,7 +28,8 @@ NEEDS_musl-gcc = .musl/libcrypt.a
 
 OBJECTS = pop3-handler.o account.o digest.o former.o journal.o log.o maildir.o maildrop.o \
 	mbox.o peer.o sandbox.o state.o wire.o
-TOOLS = tests/tools/dialogue tests/tools/crypt-log.so tests/tools/make-call
+TOOLS = tests/tools/become tests/tools/crypt-log.so tests/tools/dialogue \
+	tests/tools/make-call
 
 all: pop3-handler
 
@@ -56,8 +57,14 @@ sandbox.o: log.h sandbox.h
 state.o: digest.h log.h maildrop.h state.h
 wire.o: wire.h
 
+tools: $(TOOLS)
+
 # The tests' own programs stand apart: the flags of a special build of
 # pop3-handler (sanitizers, coverage) are not for them.
+# This one is about an object of it.
+tests/tools/become: tests/tools/become.c sandbox.o log.o
+	$(CC) -std=c11 $(CPPFLAGS) $(WARNINGS) $(CFLAGS) $(LDFLAGS) -o $@ $@.c \
+	    sandbox.o log.o
 tests/tools/dialogue: tests/tools/dialogue.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
 tests/tools/make-call: tests/tools/make-call.c
@@ -95,6 +102,16 @@ check-slow: all $(TOOLS)
 	bats $(SLOW)
 
 check-all: check check-slow
+
+analyze:
+	tests/tools/analyze
+
+# In copies of this directory.
+coverage:
+	tests/tools/coverage
+
+mutation:
+	tests/mutation
 
 bench: all $(TOOLS) $(BENCH_TOOLS)
 	tests/bench/run $(BENCH)
@@ -137,5 +154,6 @@ clean:
 	rm -f pop3-handler pop3-handler_*.deb $(OBJECTS) $(TOOLS) $(BENCH_TOOLS)
 	rm -rf .musl
 
-.PHONY: all bench check check-all check-slow clean deb demo install uninstall
+.PHONY: all analyze bench check check-all check-slow clean coverage deb demo \
+	install mutation tools uninstall
 .SUFFIXES: .c .o

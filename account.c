@@ -666,7 +666,8 @@ static ssize_t
 receive_report(struct program *program, char *report, size_t room)
 {
 	union {
-		struct cmsghdr head;
+		struct cmsghdr head; /* for its alignment */
+		/* cppcheck-suppress unusedStructMember */
 		char room[CMSG_SPACE(sizeof(struct ucred))];
 	} control;
 	struct iovec part = {.iov_base = report, .iov_len = room};

@@ -134,14 +134,14 @@ digest_hex(const unsigned char in[DIGEST_OCTETS], char out[DIGEST_HEX + 1])
 uint64_t
 sum_add(uint64_t sum, const char *data, size_t length)
 {
-	uint64_t word;
+	uint64_t eight;
 	size_t part;
 
 	for (; length > 0; data += part, length -= part) {
-		part = length < sizeof(word) ? length : sizeof(word);
-		word = part;
-		memcpy(&word, data, part);
-		sum = (sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+		part = length < sizeof(eight) ? length : sizeof(eight);
+		eight = part;
+		memcpy(&eight, data, part);
+		sum = (sum ^ eight) * UINT64_C(0x9e3779b97f4a7c15);
 		sum ^= sum >> 29;
 	}
 	return sum;

@@ -97,10 +97,7 @@ begin(struct maildrop *md)
 {
 	former.md = md;
 	former.text = calloc(md->table.count + 1, sizeof(*former.text));
-	former.order =
-	    md->format->named ? message_order(&md->table, by_base_name) : NULL;
-	return former.text != NULL &&
-	       (former.order != NULL || !md->format->named);
+	return former.text != NULL;
 }
 
 static void
@@ -393,7 +390,9 @@ former_maildir(struct maildrop *md, int root)
 
 	if (whose == FORMER_NONE)
 		return;
-	if (begin(md)) {
+	if (begin(md))
+		former.order = message_order(&md->table, by_base_name);
+	if (former.order != NULL) {
 		if (whose == FORMER_AUTO || whose == FORMER_DOVECOT)
 			dovecot = read_dovecot(root);
 		if ((whose == FORMER_AUTO && !dovecot) ||

@@ -324,19 +324,18 @@ follow_entry(
 		m = &table->row[base_order[low]];
 		if (compare_bases(name_of(m), entry->d_name) != 0)
 			return 0;
-		if ((m->flags & MESSAGE_AMBIGUOUS) == 0 ||
-		    (subdirectory_of(m) == d &&
-			strcmp(name_of(m), entry->d_name) == 0))
-			break;
+		if ((m->flags & MESSAGE_AMBIGUOUS) != 0 &&
+		    (subdirectory_of(m) != d ||
+			strcmp(name_of(m), entry->d_name) != 0))
+			continue;
+		if ((m->flags & MESSAGE_MISSED) == 0) {
+			m->flags |= MESSAGE_SEVERAL;
+			return 0;
+		}
+		m->flags &= ~(unsigned)MESSAGE_MISSED & MESSAGE_FLAGS;
+		return rename_row(m, entry->d_name, d == NEW);
 	}
-	if (low == table->count)
-		return 0;
-	if ((m->flags & MESSAGE_MISSED) == 0) {
-		m->flags |= MESSAGE_SEVERAL;
-		return 0;
-	}
-	m->flags &= ~(unsigned)MESSAGE_MISSED & MESSAGE_FLAGS;
-	return rename_row(m, entry->d_name, d == NEW);
+	return 0;
 }
 
 /*

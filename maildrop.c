@@ -222,13 +222,20 @@ message_set_id(struct message_table *table, unsigned n, int64_t text)
 	return 0;
 }
 
+/* Where a row's unique-id stands in the texts, 0 if nowhere. */
+static uint32_t
+id_place(const struct message_table *table, unsigned n)
+{
+	return table->id != NULL ? table->id[n] : 0;
+}
+
 const char *
 message_id(
     const struct maildrop *md, const struct message_table *table, unsigned n)
 {
-	return table->id == NULL || table->id[n] == 0
-		   ? NULL
-		   : md->text.octets + table->id[n];
+	uint32_t place = id_place(table, n);
+
+	return place != 0 ? md->text.octets + place : NULL;
 }
 
 bool
@@ -384,6 +391,7 @@ maildrop_stated_format(const char **path)
 	    &mbox_format, &maildir_format};
 	size_t i, length;
 
+	/* An array of pointers is meant. NOLINTNEXTLINE(bugprone-sizeof-*) */
 	for (i = 0; i < sizeof(formats) / sizeof(*formats); i++) {
 		length = strlen(formats[i]->name);
 		if (strncmp(*path, formats[i]->name, length) == 0 &&
@@ -569,13 +577,16 @@ by_digest(const struct message *a, const struct message *b)
 	const struct message_table *table = &numbering->table;
 	unsigned a_digest = a->flags & MESSAGE_DIGEST;
 	unsigned b_digest = b->flags & MESSAGE_DIGEST;
+	const char *text;
 
 	if (a_digest == 0 || b_digest == 0)
 		return (a_digest > b_digest) - (a_digest < b_digest);
 	if (!numbering->format->named)
 		return memcmp(a->of.digest, b->of.digest, DIGEST_OCTETS);
-	return strcmp(message_id(numbering, table, (unsigned)(a - table->row)),
-	    message_id(numbering, table, (unsigned)(b - table->row)));
+	/* Where rows have names, each that has a digest has it as its id. */
+	text = numbering->text.octets;
+	return strcmp(text + id_place(table, (unsigned)(a - table->row)),
+	    text + id_place(table, (unsigned)(b - table->row)));
 }
 
 /* Numbers the rows order[from..to) that share a digest: those that have no
@@ -637,12 +648,13 @@ maildrop_unique_id(
     struct maildrop *md, unsigned n, char id[MAILDROP_UID_OCTETS + 1])
 {
 	const struct message *m = &md->table.row[n - 1];
-	const char *own = message_id(md, &md->table, n - 1), *name;
+	uint32_t own = id_place(&md->table, n - 1);
+	const char *name;
 	enum maildrop_result result;
 	size_t length;
 
-	if (own != NULL) {
-		strcpy(id, own);
+	if (own != 0) {
+		strcpy(id, md->text.octets + own);
 	} else if ((m->flags & MESSAGE_DIGEST) != 0) {
 		digest_hex(m->of.digest, id);
 	} else {
@@ -734,7 +746,7 @@ maildrop_send(struct maildrop *md, unsigned n, struct stored *where,
 	enum maildrop_result result = MAILDROP_OK;
 	uint64_t done = 0;
 	const char *data;
-	size_t part, shown = 0;
+	size_t part, shown;
 	off_t ahead;
 
 	while (result == MAILDROP_OK && done < where->length) {

@@ -551,7 +551,7 @@ drop_fcntl_lock(void)
 {
 	struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
 
-	fcntl(mbox.fd, F_SETLK, &lock);
+	(void)fcntl(mbox.fd, F_SETLK, &lock);
 }
 
 /*
@@ -1325,6 +1325,7 @@ mbox_sent(struct maildrop *md, const struct message *m)
 	if (result != MAILDROP_OK)
 		return result;
 	md->waited = false;
+	/* cppcheck-suppress knownConditionTrueFalse ; it may have moved */
 	return m->place == place && (m->flags & UNSENDABLE) == 0
 		   ? MAILDROP_OK
 		   : MAILDROP_TEMP;

@@ -42,7 +42,7 @@ socket_peer(void)
 		struct sockaddr_in in;
 		struct sockaddr_in6 in6;
 		struct sockaddr_storage room;
-	} peer;
+	} peer = {0};
 	socklen_t length = sizeof(peer);
 
 	if (getpeername(STDIN_FILENO, &peer.any, &length) == -1)
@@ -100,7 +100,7 @@ peer_address(void)
 static bool
 is_network(int fd)
 {
-	struct sockaddr_storage own;
+	struct sockaddr_storage own = {0};
 	socklen_t length = sizeof(own);
 
 	return getsockname(fd, (struct sockaddr *)&own, &length) == 0 &&
@@ -157,7 +157,7 @@ is_port(const char *text)
 	size_t length = strspn(text, "0123456789");
 
 	return length >= 1 && length <= 5 && text[length] == '\0' &&
-	       (length == 1 || *text != '0') && atol(text) <= 65535;
+	       (length == 1 || *text != '0') && strtol(text, NULL, 10) <= 65535;
 }
 
 /* "PROXY TCP4|TCP6 SOURCE DESTINATION PORT PORT", or "PROXY UNKNOWN ...". */
@@ -336,7 +336,7 @@ environment_fd(const char *variable)
 
 	if (length == 0 || length > 6 || value[length] != '\0')
 		return -1;
-	fd = atoi(value);
+	fd = (int)strtol(value, NULL, 10);
 	/* And not for what we may run. */
 	return fd > STDERR_FILENO && fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 ? fd
 									 : -1;
@@ -401,7 +401,7 @@ static int
 read_tls_answer(void)
 {
 	bool apart = channel.control != channel.in;
-	char before = 'x', octet = 'x';
+	char before, octet = 'x';
 	struct timespec until;
 	unsigned count;
 

@@ -171,11 +171,9 @@ wait_for_client(int fd, short events)
 	arm();
 	wire.waited = true;
 	n = ppoll(fds, 2, grace_left(&left), &wire.waiting);
-	if (n == -1 && errno != EINTR)
-		wire.ended = WIRE_GONE;
-	else if (alarmed)
+	if (alarmed)
 		wire.ended = WIRE_AUTOLOGOUT;
-	else if (n > 0 && fds[1].revents != 0)
+	else if (n == -1 ? errno != EINTR : n > 0 && fds[1].revents != 0)
 		wire.ended = WIRE_GONE;
 	if (n == 0) {
 		wire.idled = true;

@@ -88,6 +88,7 @@ fuzz() {
 	[ "$(cat "$kept/hanging.took")" -ge 60 ]
 	[ "$(cat "$kept/hanging.took")" -le 63 ]
 	has "file=$kept/bin/checkpassword text=\"killed after 60 seconds\"" "$kept/hanging.log"
+	# shellcheck disable=SC2013 # the lines are single numbers
 	for i in $(cat "$kept/hanging.pids"); do
 		gone "$i"
 	done

@@ -120,7 +120,7 @@ setup_file() {
 @test "what is not base64 is refused, and what is not exact is not guessed at" {
 	alice
 	[ "$ALICE" = AGFsaWNlAHNlY3JldA== ]
-	local answer script= want=$HELLO
+	local answer script='' want=$HELLO
 	# Unpadded, stray bits, more behind the padding, letters of base64url.
 	for answer in AGFsaWNlAHNlY3JldA AGFsaWNlAHNlY3JldA= AGFsaWNlAHNlY3JldB== \
 		AGFsaWNlAHNlY3JldA==AGFs AGFsaWNlAHNlY3JldA=== == === ==== \
@@ -137,7 +137,7 @@ setup_file() {
 
 @test "an answer has two NULs, no more and no fewer" {
 	alice
-	local text script= want=$HELLO
+	local text script='' want=$HELLO
 	for text in 'alice' 'alice\0secret' '\0alice\0secret\0' '\0alice\0sec\0ret' '\0\0alice\0secret' '\0'; do
 		# shellcheck disable=SC2059
 		script+="AUTH PLAIN $(printf "$text" | base64)\r\n"
@@ -396,7 +396,7 @@ capabilities() {
 
 @test "with -s an empty SSL_PROTOCOL or a client at a loopback address protects nothing" {
 	alice
-	SSL_PROTOCOL= TCPREMOTEIP=127.0.0.1 VIA=tcp login "AUTH PLAIN $ALICE\r\nUSER alice\r\nQUIT\r\n" -s -a users -m %h/M
+	SSL_PROTOCOL='' TCPREMOTEIP=127.0.0.1 VIA=tcp login "AUTH PLAIN $ALICE\r\nUSER alice\r\nQUIT\r\n" -s -a users -m %h/M
 	expect "$HELLO"'-ERR not without TLS\r\n-ERR not without TLS\r\n+OK bye\r\n'
 }
 

@@ -24,6 +24,7 @@ root_login() {
 	chmod 644 "$T/users"
 	status=0
 	# shellcheck disable=SC2059
+	# shellcheck disable=SC2086 # DIAL is words
 	printf "$script" | (cd "$T" && bin/dialogue -t "${VIA:-pair}" ${DIAL:-} \
 		"$POP3" -h pop.example.org "$@") >"$T/out" 2>"$T/log" || status=$?
 }
@@ -351,7 +352,7 @@ status_of() {
 	cd "$T"
 	printf 'DELE 1\r\nQUIT\r\n' | bin/dialogue "$POP3" -P -h pop.example.org -m M >out 2>log
 	expect "$HELLO"'+OK message 1 deleted\r\n+OK 1 deleted\r\n'
-	[ "$(stat -c %u M/pop3-state)" = $NOBODY ]
+	[ "$(stat -c %u M/pop3-state)" = "$NOBODY" ]
 	chown -R 0:0 M
 	printf 'STAT\r\nQUIT\r\n' | bin/dialogue -t tcp "$POP3" -P -h pop.example.org -m M >out 2>log
 	expect '-ERR [SYS/PERM] the maildrop cannot be used\r\n'

@@ -99,7 +99,7 @@ end_all() {
 		[ -z "$pid" ] || kill "$pid" 2>/dev/null || :
 		[ -z "$pid" ] || wait "$pid" 2>/dev/null || :
 	done
-	PID= SYSLOG=
+	PID='' SYSLOG=''
 }
 
 teardown() {
@@ -138,7 +138,7 @@ under() {
 			"$POP3" -h pop.example.org "$@" >"$T/log" 2>&1 &
 		;;
 	inetd)
-		# shellcheck disable=SC2016
+		# shellcheck disable=SC2016,SC2086 # another shell's; VIA is words
 		inside tcpserver -RHl0 127.0.0.1 "$PORT" sh -c 'exec "$@" 2>&1' sh ${VIA:-} \
 			"$POP3" -h pop.example.org "$@" >"$T/log" 2>&1 &
 		;;
@@ -241,6 +241,7 @@ tries() {
 	local pid=$1 expected=$2 result
 	shift 2
 	result=$("$MAKE_CALL" "$pid" "$@")
+	# shellcheck disable=SC2053 # it may be a pattern
 	[[ "$result" == $expected ]] || {
 		echo "$*: $result, not $expected" >&2
 		return 1

@@ -29,6 +29,7 @@ serve() {
 	[ "$FORMAT" = maildir ] || rmdir "$T"/home/drop/* "$T/home/drop"
 	deliver
 	rm -f "$T/port"
+	# shellcheck disable=SC2086 # a command before it, or none
 	tcpserver -1RHl0 127.0.0.1 0 ${RECORD:-} "$POP3" -h pop.example.org -a "$T/users" \
 		-m %h/drop "$@" >"$T/port" 2>"$T/server.log" 3>&- &
 	PID=$!
@@ -44,7 +45,7 @@ deliver() {
 	elif [ $# -gt 0 ]; then
 		cp "${names[@]/#/$TRAPS/maildir/1700000}" "$T/home/drop/new/"
 	fi
-	[ "$(id -u)" != 0 ] || chown -R $NOBODY:$NOBODY "$T/home"
+	[ "$(id -u)" != 0 ] || chown -R "$NOBODY:$NOBODY" "$T/home"
 }
 
 # left N...: exactly these messages are in the maildrop, as they were stored.
@@ -99,6 +100,7 @@ fetch() {
 # It does not remember what it has seen, so the file seen does, by unique-id.
 with_curl() {
 	local at=pop3://127.0.0.1:$PORT user=${NAME:-alice}:secret
+	# shellcheck disable=SC2206 # options, or none
 	local curl=(timeout 60 curl -sS --user "$user" ${HOW:-})
 	"${curl[@]}" "$at" >list
 	"${curl[@]}" -X UIDL "$at" >uidl
@@ -186,6 +188,7 @@ with_mpop() {
 		skipsize $([ "$1" = KEEP ] && echo 'off' || echo 1000000)
 	RC
 	chmod 600 rc
+	# shellcheck disable=SC2086 # words, or none
 	timeout 60 ${TRACE:-} mpop --quiet -C rc ${PIPELINING:-}
 }
 
@@ -395,7 +398,7 @@ sends() {
 		"$T/server.log" | xargs >"$T/out"
 	expect "$3\n"
 	kill "$PID"
-	rm -rf "$T/home" "$T/of.DELETE"
+	rm -rf "${T:?}/home" "$T/of.DELETE"
 }
 
 @test "what clients send is understood, each way in that they know" {

@@ -53,7 +53,7 @@ one() {
 
 @test "SIGALRM to the monitor in AUTHORIZATION ends it and the front" {
 	printf 'alice:{PLAIN}secret:::::\n' >"$T/users"
-	[ "$(id -u)" != 0 ] || printf 'alice:{PLAIN}secret:%d:%d::%s:\n' $NOBODY $NOBODY "$T" >"$T/users"
+	[ "$(id -u)" != 0 ] || printf 'alice:{PLAIN}secret:%d:%d::%s:\n' "$NOBODY" "$NOBODY" "$T" >"$T/users"
 	begin 'USER alice\r\n' -w -- -a users
 	await has 'now the password' "$T/out"
 	local front

@@ -26,7 +26,7 @@ disk() {
 		mount -o loop "$T/image" "$T/disk" || skip "needs mount -o loop with $1"
 	fi
 	MOUNTED=1
-	chown $NOBODY:$NOBODY "$T/disk"
+	chown "$NOBODY:$NOBODY" "$T/disk"
 }
 
 # heavy MIB: the mbox: one message of a few octets, then three of MIB together.
@@ -40,7 +40,7 @@ heavy() {
 			printf '\n\n'
 		done
 	} >"$T/disk/B"
-	chown $NOBODY:$NOBODY "$T/disk/B"
+	chown "$NOBODY:$NOBODY" "$T/disk/B"
 }
 
 # fill MIB: leaves so much free, roughly; 0: fills to the last octet.

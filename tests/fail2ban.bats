@@ -15,7 +15,7 @@ banned() {
 # By AUTH PLAIN, which takes names that USER does not.
 refused() {
 	printf 'alice:{PLAIN}secret:%s::%s::\n' \
-		"$([ "$(id -u)" = 0 ] && echo $NOBODY:$NOBODY || echo :)" "$T" >"$T/users"
+		"$([ "$(id -u)" = 0 ] && echo "$NOBODY:$NOBODY" || echo :)" "$T" >"$T/users"
 	VIA=pipe login "AUTH PLAIN $(printf '\0%s\0x' "$1" | base64 -w 0)\r\nQUIT\r\n" -a users -m %h/M
 }
 
@@ -29,7 +29,7 @@ HOSTILE=(
 	'reason=credentials'
 	'<HOST>'
 	'-'
-	'x\'
+	x\\
 	$'x reason=credentials\npop3-handler[1]: event=refused addr=198.51.100.6 user=x reason=credentials'
 	$'x\r\n'
 )

@@ -3,6 +3,9 @@
 #
 # The program does not serve the network as root, and neither do the tests:
 # started by root, they run it as an unprivileged user, who owns $T.
+#
+# What is set here and seems unused is for the test files.
+# shellcheck disable=SC2034
 
 ROOT=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
 MAIL=$ROOT/tests/mail
@@ -19,7 +22,7 @@ setup() {
 	cp "$ROOT/pop3-handler" "$ROOT"/tests/tools/{dialogue,crypt-log.so} "$T/bin/"
 	AS=()
 	if [ "$(id -u)" = 0 ]; then
-		AS=(setpriv --reuid=$NOBODY --regid=$NOBODY --clear-groups)
+		AS=(setpriv --reuid="$NOBODY" --regid="$NOBODY" --clear-groups)
 		chown $NOBODY:$NOBODY "$T"
 	fi
 }
@@ -87,7 +90,7 @@ say() {
 	shift
 	give
 	status=0
-	# shellcheck disable=SC2059
+	# shellcheck disable=SC2059,SC2086 # DIAL is words
 	printf "$script" | (cd "$T" && "${AS[@]}" "$T/bin/dialogue" -t "${VIA:-pair}" \
 		${DIAL:-} "$POP3" -P -h pop.example.org "$@") \
 		>"$T/out" 2>"$T/log" || status=$?
@@ -99,7 +102,7 @@ login() {
 	shift
 	give
 	status=0
-	# shellcheck disable=SC2059
+	# shellcheck disable=SC2059,SC2086 # DIAL is words
 	printf "$script" | (cd "$T" && "${AS[@]}" "$T/bin/dialogue" -t "${VIA:-pair}" \
 		${DIAL:-} "$POP3" -h pop.example.org "$@") \
 		>"$T/out" 2>"$T/log" || status=$?
@@ -147,6 +150,7 @@ tell() {
 	before=$(grep -c '^[+-]' "$T/out")
 	# shellcheck disable=SC2059
 	printf "$1" >&7
+	# shellcheck disable=SC2059
 	await eval "[ \$(grep -c '^[+-]' '$T/out') -ge $((before + $(printf "$1" | wc -l))) ]"
 }
 
@@ -220,7 +224,7 @@ try() {
 	TRIES=$((${TRIES:-0} + 1))
 	# shellcheck disable=SC2059
 	printf -- "$expected" >"$T/expected.$TRIES"
-	# shellcheck disable=SC2059
+	# shellcheck disable=SC2059,SC2086 # DIAL is words
 	(cd "$T" && printf -- "$script" | "${AS[@]}" bin/dialogue -t "${VIA:-pair}" \
 		${DIAL:-} "$POP3" -h pop.example.org "$@" \
 		>"out.$TRIES" 2>"log.$TRIES") 3>&- &

@@ -342,7 +342,7 @@ ids() {
 	sleep 3
 	(cd "$T" && printf 'RETR 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
 		strace -o trace -e trace=fcntl "$POP3" -P -m B >out 2>log)
-	[ "$(grep -c 'F_SETLK.*F_WRLCK' "$T/trace")" = 2 ]
+	[ "$(grep -c 'F_SETLK,.*F_WRLCK' "$T/trace")" = 2 ]
 }
 
 @test "a signal during UPDATE waits until it is done" {

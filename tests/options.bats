@@ -121,7 +121,7 @@ usage() {
 	say 'STAT\r\nQUIT\r\n' -m M
 	expect "$HELLO"'+OK 0 0\r\n+OK 0 deleted\r\n'
 	logged 'event=login addr=local user='
-	! grep -q 'etc\|1\.2\.3\.4' "$T/log"
+	no grep -q 'etc\|1\.2\.3\.4' "$T/log"
 }
 
 @test "a user without an entry among the system's accounts is served by -P" {

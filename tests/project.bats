@@ -89,7 +89,7 @@ share/man/man8/pop3-handler.8'
 @test "only libc and libcrypt are linked" {
 	need readelf
 	[ -z "${SANITIZED:-}" ] || skip "needs a build without sanitizers"
-	[ -z "$(readelf -dW "$POP3" | grep NEEDED | grep -v '\[libc\.\|\[libcrypt\.')" ]
+	no grep -v '\[libc\.\|\[libcrypt\.' <(readelf -dW "$POP3" | grep NEEDED)
 }
 
 @test "the code is formatted as .clang-format says" {
@@ -143,5 +143,5 @@ share/man/man8/pop3-handler.8'
 	await grep -q 'event=end addr=127.0.0.1 user=' "$T/demo"
 	kill "$demo"
 	wait "$demo" || :
-	! (: 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null
+	no eval ": 3<>/dev/tcp/127.0.0.1/$port" 2>/dev/null
 }

@@ -35,7 +35,7 @@ long_box() {
 	for word; do
 		letter "$word" "X-Pad: $pad\n"
 	done >"$T/B"
-	PLACES=($(grep -abo '^From ' "$T/B" | cut -d: -f1))
+	mapfile -t PLACES < <(grep -abo '^From ' "$T/B" | cut -d: -f1)
 }
 
 # message DIR/NAME [TEXT]: a message of the Maildir M.
@@ -216,6 +216,7 @@ END
 	# The last message is another one, with size and times as they were.
 	sed -i 's/^Subject: three/Subject: seven/;s/^three/th\nee/' "$T/B"
 	give
+	# shellcheck disable=SC2046 # words
 	set -- $(stat -c '%d %i %s %Y %y %Z %z' "$T/B" | sed 's/[0-9-]* [0-9:]*\.0*\([0-9]\+\) [+-][0-9]*/\1/g')
 	forge .B.pop3-state "2s/.*/$1 $2 $3 $4 $5 $6 $7 $3/"
 	touch -r "$T/B" "$T/.B.pop3-state"

@@ -12,6 +12,7 @@ LIBRARIES=$(uname -m)-linux-gnu
 # ---- What is expected, made of the corpus alone ----
 
 # stored maildir|mbox FILE: a message of the corpus as it stands in a maildrop.
+# shellcheck disable=SC1003 # sed's a\ with nothing: a line end, if it is missing
 stored() {
 	if [ "$1" = maildir ]; then
 		cat "$2"
@@ -23,6 +24,7 @@ stored() {
 }
 
 # sent ...: what RETR sends of it before byte-stuffing.
+# shellcheck disable=SC1003
 sent() {
 	stored "$@" | sed -e 's/\r$//;s/$/\r/' -e '$a\'
 }

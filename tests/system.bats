@@ -29,7 +29,7 @@ etc() {
 	need_mounts
 	need perl
 	mkdir "$T/etc"
-	printf 'root:x:0:0::/root:/bin/sh\nnobody:x:%s:%s::/:/bin/sh\n' $NOBODY $NOBODY >"$T/etc/passwd"
+	printf 'root:x:0:0::/root:/bin/sh\nnobody:x:%s:%s::/:/bin/sh\n' "$NOBODY" "$NOBODY" >"$T/etc/passwd"
 	printf "root:$(hash '$6$rounds=1000$saltsalt$'):$TODAY:0:99999:7:::\nnobody:*:$TODAY:0:99999:7:::\n" >"$T/etc/shadow"
 	printf 'passwd: files\nshadow: files\ngroup: files\n' >"$T/etc/nsswitch.conf"
 	printf 'root:x:0:\nmail:x:8:\n' >"$T/etc/group"
@@ -135,7 +135,7 @@ pass() {
 	for secret in secret wrong; do
 		(
 			began=$(date +%s%N)
-			T=$T TRIES=$([ $secret = secret ] || echo 1)
+			TRIES=$([ $secret = secret ] || echo 1)
 			try "$HELLO$ASKED$REFUSED" "USER root\r\nPASS $secret\r\n"
 			wait
 			echo $((($(date +%s%N) - began) / 1000000)) >"$T/took.$secret"

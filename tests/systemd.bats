@@ -109,7 +109,7 @@ capabilities() {
 	for capability in $(capabilities); do
 		bounded $(capabilities | tr ' ' '\n' | grep -vx "$capability")
 		# Without the last the monitor waits for its front for ever.
-		[ $capability != cap_kill ] || PATIENCE=3
+		[ "$capability" != cap_kill ] || PATIENCE=3
 		no session alice "${BOUNDED[@]}" 2>/dev/null
 		cp "$T/out" "$T/out.$capability"
 		cp "$T/log" "$T/log.$capability"

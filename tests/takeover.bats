@@ -487,7 +487,7 @@ moves_house() {
 	[ "$FETCHED" = 0 ]
 	[ "$status" = 1 ]
 	message new/1700000009.M9P1.host nine
-	[ "$(id -u)" != 0 ] || chown $NOBODY:$NOBODY "$T/M/new/1700000009.M9P1.host"
+	[ "$(id -u)" != 0 ] || chown "$NOBODY:$NOBODY" "$T/M/new/1700000009.M9P1.host"
 	fetch
 	[ "$FETCHED" = 1 ]
 	[ "$(cat "$T"/fetched/* | grep -c '^Subject: nine')" = 1 ]

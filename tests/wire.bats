@@ -183,7 +183,7 @@ message() {
 		strace -o trace -e trace=sendto,write "$POP3" -P -m M >out 2>log)
 	[ "$(grep -c '^sendto(1' "$T/trace")" -le 40 ]
 	[ "$(grep -c '^sendto(1' "$T/trace")" -ge 2 ]
-	! grep -q '^write(1' "$T/trace"
+	no grep -q '^write(1' "$T/trace"
 }
 
 @test "TCP_NODELAY is set where fd 1 is TCP" {

@@ -97,7 +97,7 @@ left() {
 	for box in B M; do
 		for command in QUIT $([ $box = B ] && echo NOOP || printf '%0300d' 1); do
 			boxes
-			converse -P -m $box -g 1
+			converse -P -m "$box" -g 1
 			tell 'DELE 1\r\n'
 			newcomer $box 'DELE 2\r\nQUIT\r\n'
 			has '+OK 1 deleted' "$T/new"
@@ -158,10 +158,10 @@ arrives() {
 		boxes
 		came=${box#?}
 		box=${box%% *}
-		converse -P -m $box -g 1
+		converse -P -m "$box" -g 1
 		tell 'DELE 1\r\n'
 		[ -z "$came" ] || arrives
-		await hold $box
+		await hold "$box"
 		printf 'QUIT\r\n' >&7
 		finish
 		exec 7>&-
@@ -172,7 +172,7 @@ arrives() {
 		wait "$OTHER"
 		has "+OK $((3 + ${#came} / 5)) " "$T/new"
 		has '+OK 1 deleted' "$T/new"
-		[ "$(left $box | sed 's/four //')" = 'one two ' ]
+		[ "$(left "$box" | sed 's/four //')" = 'one two ' ]
 	done
 }
 
@@ -180,7 +180,7 @@ arrives() {
 	local box
 	for box in B M; do
 		boxes
-		converse -P -m $box -g 1
+		converse -P -m "$box" -g 1
 		tell 'DELE 1\r\n'
 		newcomer $box 'STAT\r\nRETR 2\r\nDELE 2\r\nRSET\r\n'
 		has '+OK 3 ' "$T/new"
@@ -239,7 +239,7 @@ arrives() {
 	local box
 	for box in B M; do
 		boxes
-		converse -P -m $box -g 1
+		converse -P -m "$box" -g 1
 		tell 'DELE 1\r\n'
 		newcomer $box 'STAT\r\nDELE 3\r\nQUIT\r\n'
 		hang_up
@@ -398,7 +398,7 @@ calls() {
 	unshare -n true 2>/dev/null || skip "needs unshare -n"
 	local box
 	SERVERS=()
-	printf 'alice:{PLAIN}secret:%s:%s::%s::\n' $NOBODY $NOBODY "$T" >"$T/users"
+	printf 'alice:{PLAIN}secret:%s:%s::%s::\n' "$NOBODY" "$NOBODY" "$T" >"$T/users"
 	for box in B M; do
 		boxes
 		chown root "$T/users"

@@ -257,7 +257,7 @@ main(int argc, char **argv)
 			never_reads = true;
 			break;
 		case 'r':
-			reset_after = atoll(optarg);
+			reset_after = strtoll(optarg, NULL, 10);
 			break;
 		case 'i':
 			pid_file = optarg;

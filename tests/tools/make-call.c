@@ -153,7 +153,7 @@ main(int argc, char **argv)
 
 	if (argc < 3 || argc > 3 + ARGUMENTS_MAX)
 		errx(99, "usage: make-call pid call [argument ...]");
-	pid = atoi(argv[1]);
+	pid = (pid_t)strtol(argv[1], NULL, 10);
 	if (ptrace(PTRACE_SEIZE, pid, NULL, NULL) == -1 ||
 	    ptrace(PTRACE_INTERRUPT, pid, NULL, NULL) == -1)
 		err(99, "attach to %s", argv[1]);
