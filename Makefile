@@ -1,5 +1,5 @@
 # make, make check, make check-all, make analyze, make coverage, make mutation,
-# make bench, make demo, make install, make uninstall, make deb
+# make fuzz, make bench, make demo, make install, make uninstall, make deb
 
 PREFIX = /usr/local
 DESTDIR =
@@ -85,7 +85,8 @@ SLOW = tests/superserver.bats tests/powercut.bats tests/faults.bats \
 	tests/storm.bats tests/diskfull.bats tests/takeover.bats \
 	tests/yield.bats tests/auth-slow.bats tests/tls.bats tests/cage.bats \
 	tests/clients.bats tests/balancer.bats tests/thousand.bats tests/conformance-peers.bats \
-	tests/state-slow.bats tests/package.bats tests/systemd.bats
+	tests/state-slow.bats tests/package.bats tests/systemd.bats \
+	tests/fuzz.bats
 # What to measure: all, or some of retr, open, poll, list, quit, session,
 # memory, growth, update.
 BENCH = all
@@ -118,6 +119,45 @@ bench: all $(TOOLS) $(BENCH_TOOLS)
 
 demo: all
 	tests/demo
+
+# Fuzzers: each target of FUZZ for FUZZ_SECONDS, from its seeds; with 0 what is
+# in the tree is tried once. They need clang, and make fuzz-afl needs afl++.
+FUZZ = session mbox maildir state former journal proxy auth accounts base64
+FUZZ_SECONDS = 60
+FUZZ_CC = clang
+FUZZ_DIR = .fuzz
+FUZZ_FLAGS = -std=c11 -D_GNU_SOURCE -DNO_CAGE $(WARNINGS) -O1 -g \
+	-fno-sanitize-recover=all
+FUZZERS = $(FUZZ_DIR)/session $(FUZZ_DIR)/recovery $(FUZZ_DIR)/strangers
+# A harness includes the modules whose state it must make anew, and stands in
+# for some system calls; of the archive the linker takes the rest.
+FUZZ_OBJECTS = $(patsubst %,$(FUZZ_DIR)/modules/%, \
+	$(filter-out pop3-handler.o log.o,$(OBJECTS)) fuzz.o reference.o)
+FUZZ_WRAPS = fsync fdatasync ftruncate posix_fallocate unlink unlinkat rename \
+	link pwrite
+$(FUZZ_DIR)/session $(FUZZ_DIR)/recovery: WRAPS = $(FUZZ_WRAPS:%=-Wl,--wrap=%)
+$(FUZZ_DIR)/strangers: WRAPS = -Wl,--wrap=crypt_r
+
+fuzz: $(FUZZERS)
+	tests/fuzz/run $(FUZZ_DIR) $(FUZZ_SECONDS) $(FUZZ)
+
+fuzz-afl:
+	$(MAKE) FUZZ_CC=afl-clang-fast FUZZ_DIR=.fuzz-afl fuzz
+
+$(FUZZ_DIR)/modules/%.o: tests/fuzz/%.c
+	@mkdir -p $(@D)
+	$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=address,undefined -c -o $@ $<
+$(FUZZ_DIR)/modules/%.o: %.c
+	@mkdir -p $(@D)
+	$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link,address,undefined \
+	    -c -o $@ $<
+$(FUZZERS): $(FUZZ_DIR)/%: tests/fuzz/%.c $(FUZZ_OBJECTS)
+	rm -f $@.a
+	ar rc $@.a $(FUZZ_OBJECTS)
+	$(FUZZ_CC) $(FUZZ_FLAGS) -fsanitize=fuzzer,address,undefined $(WRAPS) \
+	    -o $@ $< $@.a -lcrypt
+$(FUZZERS) $(FUZZ_OBJECTS): $(wildcard *.h tests/fuzz/*.h)
+$(FUZZERS): $(wildcard *.c)
 
 # The examples and the man page name the places where things are.
 EXAMPLES = xinetd.d/pop3 xinetd.d/pop3s systemd/pop3.socket systemd/pop3@.service \
@@ -152,8 +192,8 @@ deb: all
 
 clean:
 	rm -f pop3-handler pop3-handler_*.deb $(OBJECTS) $(TOOLS) $(BENCH_TOOLS)
-	rm -rf .musl
+	rm -rf .musl .fuzz .fuzz-afl
 
 .PHONY: all analyze bench check check-all check-slow clean coverage deb demo \
-	install mutation tools uninstall
+	fuzz fuzz-afl install mutation tools uninstall
 .SUFFIXES: .c .o

@@ -352,12 +352,13 @@ well_formed(const struct journal *j, uint64_t slot, const struct record *r)
 	if (memcmp(r->magic, magic, sizeof(magic)) != 0 ||
 	    r->sum != sum_add(0, (const char *)r, offsetof(struct record, sum)))
 		return false;
-	if (r->room != j->room || r->number % 2 != slot ||
+	if (r->room == 0 || r->room != j->room || r->number % 2 != slot ||
 	    r->run_end > INT64_MAX || r->end > INT64_MAX)
 		return false;
 	if (r->kind != STEP)
 		return (r->kind == MOVED || r->kind == CUT) && r->to < r->end &&
-		       r->nonce_octets <= NONCE_OCTETS;
+		       r->nonce_octets <= NONCE_OCTETS &&
+		       r->nonce_octets <= r->end - r->to;
 	return r->length <= r->room && r->run_start < r->run_end &&
 	       r->run_end - r->run_start <= r->length && r->to < r->run_end &&
 	       r->length <= r->run_end - r->to;

@@ -172,7 +172,7 @@ is_from_line(const char *line, size_t length)
 		for (p++; p < end && *p != '"'; p++)
 			p += *p == '\\' && p + 1 < end;
 	}
-	if (*p != ' ' && !next_token(&p, end, &token))
+	if ((p == end || *p != ' ') && !next_token(&p, end, &token))
 		return false;
 	if (!next_token(&p, end, &token))
 		return false;
@@ -1467,6 +1467,8 @@ mbox_undisturbed(struct maildrop *md)
 {
 	enum change change;
 
+	if (mbox.known[INODE] == 0)
+		return true; /* not looked at yet */
 	return look(md, &change) == MAILDROP_OK && change != CHANGE_ANY;
 }
 

@@ -323,6 +323,7 @@ read_tail(int fd, off_t size, off_t *at, uint64_t *count, uint64_t *sum)
 	unsigned long long number, check;
 	char exact[TAIL_OCTETS];
 	const char *end;
+	int taken;
 
 	if (n < 1 || tail[n - 1] != '\n')
 		return -1;
@@ -330,9 +331,11 @@ read_tail(int fd, off_t size, off_t *at, uint64_t *count, uint64_t *sum)
 	end = memrchr(tail, '\n', (size_t)n - 1);
 	if (end == NULL)
 		return -1;
-	/* A number that does not fit does not look the same when written.
-	 * NOLINTNEXTLINE(cert-err34-c) */
-	if (sscanf(end + 1, "end %llu %llx\n", &number, &check) != 2)
+	/* A number that does not fit is no failure to read, and does not look
+	 * the same when written. NOLINTNEXTLINE(cert-err34-c) */
+	taken = sscanf(end + 1, "end %llu %llx\n", &number, &check);
+	errno = 0;
+	if (taken != 2)
 		return -1;
 	snprintf(exact, sizeof(exact), "end %llu %016llx\n", number, check);
 	if (strcmp(end + 1, exact) != 0)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# What takes its time before a login: waits that run out, and fuzzers.
+# What takes its time before a login: waits that run out.
 load helper
 
 # The waits run beside each other, from before the first test on.
@@ -31,37 +31,6 @@ wait_for() {
 		printf -- "$script" | "${AS[@]}" bin/dialogue -w "$POP3" -h pop.example.org "$@" >"$name.out" 2>"$name.log"
 		echo $(($(date +%s) - began)) >"$name.took"
 	) &
-}
-
-# fuzz TARGET MODULE: for 20 seconds; what is found is shown.
-fuzz() {
-	need clang
-	cd "$ROOT"
-	# shellcheck disable=SC2046
-	clang -std=c11 -D_GNU_SOURCE -DNO_CAGE -DTARGET="$1" -O1 -g -fsanitize=fuzzer,address,undefined \
-		-fno-sanitize-recover=all -o "$T/fuzz" tests/fuzz/auth.c \
-		$(ls ./*.c | grep -vxF -e "./$2" -e ./pop3-handler.c) -lcrypt
-	mkdir "$T/corpus"
-	cd "$T"
-	status=0
-	./fuzz -close_fd_mask=2 -max_total_time=20 -max_len=20000 corpus "$ROOT/tests/fuzz/${1,,}" \
-		>"$T/out" 2>"$T/log" </dev/null || status=$?
-	tail -n 40 "$T/log"
-	[ "$status" = 0 ]
-	# It has gone somewhere, too.
-	[ "$(sed -n 's/^Done \([0-9]*\) runs.*/\1/p' "$T/log")" -gt 1000 ]
-}
-
-@test "nothing that is said in place of a PROXY header does damage" {
-	fuzz PROXY peer.c
-}
-
-@test "nothing that is said in AUTHORIZATION, or by a front that lies, does damage" {
-	fuzz AUTH pop3-handler.c
-}
-
-@test "no accounts file does damage, or lets in uid 0 or an empty password" {
-	fuzz ACCOUNTS account.c
 }
 
 @test "a client that sends no PROXY header, or a part of one, is closed after ten seconds" {
