@@ -70,3 +70,23 @@ users() {
 		logged 'event=end'
 	done
 }
+
+@test "a session that cannot take on the group of its spool makes no dotlock, and says so" {
+	need_root
+	need strace
+	getent group mail >/dev/null || skip "needs a group mail"
+	mkdir "$T/spool" "$T/home"
+	printf '%s\nA: b\n\nx\n\n' "$FROM" >"$T/spool/alice"
+	chown 12345:12346 "$T/home"
+	chown 12345:mail "$T/spool/alice"
+	chgrp mail "$T/spool"
+	chmod 2775 "$T/spool"
+	printf 'alice:{PLAIN}secret:12345:12346::%s::\n' "$T/home" >"$T/users"
+	# The first one is the change of user.
+	(cd "$T" && printf 'USER alice\r\nPASS secret\r\nSTAT\r\nQUIT\r\n' | bin/dialogue \
+		strace -o trace -e inject=setresgid:error=EPERM:when=2+ \
+		"$POP3" -h pop.example.org -a users -m "$T/spool/%u" >out 2>log)
+	has '+OK 1 11' "$T/out"
+	logged 'no place for a dotlock beside it'
+	[ "$(ls -A "$T/spool")" = alice ]
+}

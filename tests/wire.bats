@@ -194,3 +194,18 @@ message() {
 		strace -o trace -e trace=setsockopt "$POP3" -P -m M >out 2>log)
 	grep -q '^setsockopt(1, SOL_TCP, TCP_NODELAY, \[1\], 4) *= 0' "$T/trace"
 }
+
+@test "a wait that a signal cuts short goes on, before and after login" {
+	need strace
+	local ids=:
+	[ "$(id -u)" != 0 ] || ids=$NOBODY:$NOBODY
+	printf 'alice:{PLAIN}secret:%s::%s::\n' "$ids" "$T" >"$T/users"
+	maildir M
+	give
+	# Every other wait, of the front, the monitor and the session.
+	(cd "$T" && printf 'USER alice\r\nPASS secret\r\nSTAT\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue -w \
+		strace -f -qq -o trace -e trace=ppoll -e inject=ppoll:error=EINTR:when=1+2 \
+		"$POP3" -h pop.example.org -a users -m %h/M >out 2>log)
+	[ "$(grep -c INJECTED "$T/trace")" -ge 2 ]
+	expect "$HELLO"'+OK now the password\r\n+OK welcome\r\n+OK 0 0\r\n+OK 0 deleted\r\n'
+}
