@@ -59,6 +59,6 @@ wait_for() {
 	has "file=$kept/bin/checkpassword text=\"killed after 60 seconds\"" "$kept/hanging.log"
 	# shellcheck disable=SC2013 # the lines are single numbers
 	for i in $(cat "$kept/hanging.pids"); do
-		gone "$i"
+		await gone "$i"
 	done
 }
