@@ -292,7 +292,8 @@ deliver(void)
 	const char *end = stored.at + stored.length;
 
 	/* Not before there was a scan, and behind an empty line. */
-	if (delivered.length > 0 || !caller.has_spoken)
+	if (delivered.length > 0 || !caller.has_spoken ||
+	    session.maildrop.format == NULL)
 		return;
 	if (session.maildrop.format->named)
 		put_file(path_of(maildir_path, "new/9999999999.D1.x"), text,
