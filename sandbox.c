@@ -216,83 +216,67 @@ static const unsigned session_calls[] = {
 static const unsigned deadly_calls[] = {
     SYS_execve, SYS_execveat, SYS_ptrace, SYS_socket, SYS_socketpair};
 
-/* What is done with the calls from a number up to that of the next segment. */
-struct segment {
-	unsigned first, action;
-};
+#define WORD_BITS 32
+#define WORDS 16 /* of calls; what is above them is refused */
 
-#define CALL_NUMBERS 512
-#define SEGMENTS_MAX 120 /* so that no jump in the tree is over 255 */
+#define DEADLY (sizeof(deadly_calls) / sizeof(*deadly_calls))
+#define STATEMENT(code, k) ((struct sock_filter)BPF_STMT(code, k))
+#define JUMP(code, k, yes, no) \
+	((struct sock_filter)BPF_JUMP(code, k, (unsigned char)(yes), no))
 
-/* Adds a search of the segments FROM up to TO by halves: the kernel tries the
- * filter with every call there is when it takes it, so a list would take it
- * longer than all else that a short session does. */
-static unsigned
-add_search(struct sock_filter *filter, unsigned at,
-    const struct segment *segments, unsigned from, unsigned to)
-{
-	unsigned middle = (from + to) / 2, jump = at;
-
-	if (to - from == 1) {
-		filter[at++] = (struct sock_filter)BPF_STMT(
-		    BPF_RET | BPF_K, segments[from].action);
-		return at;
-	}
-	at = add_search(filter, at + 1, segments, from, middle);
-	filter[jump] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K,
-	    segments[middle].first, (unsigned char)(at - jump - 1), 0);
-	return add_search(filter, at, segments, middle, to);
-}
-
-/* The segments of allowed, deadly and refused calls; 0 if we have no room. */
-static unsigned
-make_segments(struct segment *segments, const unsigned *calls, size_t count)
-{
-	unsigned action[CALL_NUMBERS + 1], number, last = 0;
-	size_t i;
-
-	/* The last number stands for all above: those of other interfaces. */
-	for (i = 0; i <= CALL_NUMBERS; i++)
-		action[i] = SECCOMP_RET_ERRNO | EPERM;
-	for (i = 0; i < count; i++) {
-		if (calls[i] >= CALL_NUMBERS)
-			return 0;
-		action[calls[i]] = SECCOMP_RET_ALLOW;
-	}
-	for (i = 0; i < sizeof(deadly_calls) / sizeof(*deadly_calls); i++)
-		action[deadly_calls[i]] = SECCOMP_RET_KILL_PROCESS;
-	segments[0] = (struct segment){.first = 0, .action = action[0]};
-	for (number = 1; number <= CALL_NUMBERS; number++) {
-		if (action[number] == segments[last].action)
-			continue;
-		if (++last == SEGMENTS_MAX)
-			return 0;
-		segments[last].first = number;
-		segments[last].action = action[number];
-	}
-	return last + 1;
-}
-
+/*
+ * The filter looks a call up in a set of bits, word by word. It is compiled for
+ * each session, so it is short. And the kernel would try one that is made of
+ * comparisons alone with every call there is, which takes longer than all else
+ * that a short session does: it gives that up at a load of a constant.
+ */
 static int
 allow_calls(const unsigned *calls, size_t count)
 {
-	struct sock_filter filter[4 + 2 * SEGMENTS_MAX];
+	enum { HEAD = 8, WORD = 3, TAIL = 6 };
+	struct sock_filter filter[HEAD + DEADLY + WORDS * WORD + TAIL], *to;
 	struct sock_fprog program = {.filter = filter};
-	struct segment segments[SEGMENTS_MAX];
-	unsigned at = 0, many = make_segments(segments, calls, count);
+	unsigned words[WORDS] = {0}, last = 0, word, end, at;
+	size_t i;
 
-	if (many == 0)
-		return -1;
-	filter[at++] = (struct sock_filter)BPF_STMT(
+	for (i = 0; i < count; i++) {
+		word = calls[i] / WORD_BITS;
+		if (word >= WORDS)
+			return -1;
+		words[word] |= 1U << calls[i] % WORD_BITS;
+		if (last < word)
+			last = word;
+	}
+	end = HEAD + DEADLY + (last + 1) * WORD;
+	to = filter;
+	*to++ = STATEMENT(BPF_LD | BPF_IMM, 0);
+	*to++ = STATEMENT(
 	    BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
-	filter[at++] = (struct sock_filter)BPF_JUMP(
-	    BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0);
-	filter[at++] = (struct sock_filter)BPF_STMT(
-	    BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
-	filter[at++] = (struct sock_filter)BPF_STMT(
+	*to++ = JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0);
+	*to++ = STATEMENT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+	*to++ = STATEMENT(
 	    BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-	at = add_search(filter, at, segments, 0, many);
-	program.len = (unsigned short)at;
+	*to++ = STATEMENT(BPF_ALU | BPF_AND | BPF_K, WORD_BITS - 1);
+	*to++ = STATEMENT(BPF_MISC | BPF_TAX, 0);
+	*to++ = STATEMENT(
+	    BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+	at = HEAD;
+	for (i = 0; i < DEADLY; i++)
+		*to++ = JUMP(BPF_JMP | BPF_JEQ | BPF_K, deadly_calls[i],
+		    end + TAIL - 2 - at++, 0);
+	for (word = 0; word <= last; word++, at += WORD) {
+		*to++ = JUMP(BPF_JMP | BPF_JGE | BPF_K, (word + 1) * WORD_BITS,
+		    WORD - 1, 0);
+		*to++ = STATEMENT(BPF_LD | BPF_IMM, words[word]);
+		*to++ = STATEMENT(BPF_JMP | BPF_JA, end - at - 2);
+	}
+	*to++ = STATEMENT(BPF_LD | BPF_IMM, 0);
+	*to++ = STATEMENT(BPF_ALU | BPF_RSH | BPF_X, 0);
+	*to++ = JUMP(BPF_JMP | BPF_JSET | BPF_K, 1, 1, 0);
+	*to++ = STATEMENT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
+	*to++ = STATEMENT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+	*to++ = STATEMENT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+	program.len = (unsigned short)(to - filter);
 	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
 }
 
