@@ -13,7 +13,10 @@ HARDENING = -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2
 CFLAGS = -O2 -g $(HARDENING)
 CPPFLAGS = -D_GNU_SOURCE $(CAGE_$(CAGE)) $(HEADERS_$(CC))
 LDFLAGS = $(LDFLAGS_$(STATIC)) -Wl,-z,relro,-z,now
-LDLIBS = $(LIBRARIES_$(CC)) -lcrypt
+# crypt(3) from an archive, since few sessions need it and each would load it;
+# CRYPT=-lcrypt for the shared library.
+CRYPT = -l:libcrypt.a
+LDLIBS = $(LIBRARIES_$(CC)) $(CRYPT)
 # CAGE=0 leaves seccomp and Landlock out, for sanitizers and valgrind.
 CAGE = 1
 CAGE_0 = -DNO_CAGE
@@ -28,7 +31,7 @@ NEEDS_musl-gcc = .musl/libcrypt.a
 
 OBJECTS = pop3-handler.o account.o digest.o former.o journal.o log.o maildir.o maildrop.o \
 	mbox.o peer.o sandbox.o state.o wire.o
-TOOLS = tests/tools/become tests/tools/crypt-log.so tests/tools/dialogue \
+TOOLS = tests/tools/become tests/tools/crypt-log tests/tools/dialogue \
 	tests/tools/make-call
 
 all: pop3-handler
@@ -61,18 +64,17 @@ tools: $(TOOLS)
 
 # The tests' own programs stand apart: the flags of a special build of
 # pop3-handler (sanitizers, coverage) are not for them.
-# This one is about an object of it.
+# These are about objects of it.
 tests/tools/become: tests/tools/become.c sandbox.o log.o
 	$(CC) -std=c11 $(CPPFLAGS) $(WARNINGS) $(CFLAGS) $(LDFLAGS) -o $@ $@.c \
 	    sandbox.o log.o
+tests/tools/crypt-log: tests/tools/crypt-log.c pop3-handler
+	$(CC) -std=c11 $(CPPFLAGS) $(WARNINGS) $(CFLAGS) $(LDFLAGS) -Wl,--wrap=crypt_r \
+	    -o $@ $@.c $(OBJECTS) $(LDLIBS)
 tests/tools/dialogue: tests/tools/dialogue.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
 tests/tools/make-call: tests/tools/make-call.c
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
-tests/tools/crypt-log.so: tests/tools/crypt-log.c
-	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -fPIC -shared -o $@ \
-	    tests/tools/crypt-log.c
-
 BENCH_TOOLS = tests/bench/client tests/bench/corpus tests/bench/floor
 $(BENCH_TOOLS):
 	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O3 -o $@ $@.c -lm

@@ -281,7 +281,8 @@ setup_file() {
 	account hash "$(perl -e 'print crypt("secret", q($6$rounds=1000$saltsalt$))')"
 	: >"$T/crypts"
 	give
-	export CRYPT_LOG=$T/crypts LD_PRELOAD=$T/bin/crypt-log.so ASAN_OPTIONS=verify_asan_link_order=0
+	export CRYPT_LOG=$T/crypts
+	local POP3=$T/bin/crypt-log
 	apop alice wrong 'QUIT\r\n'
 	apop alice '' 'QUIT\r\n'
 	apop Alice secret 'QUIT\r\n'
@@ -296,7 +297,6 @@ setup_file() {
 	apop who secret 'QUIT\r\n'
 	apop ../alice secret 'QUIT\r\n'
 	CHANGE='tr 0-9a-f 1-9a-f0' apop alice secret 'QUIT\r\n'
-	unset LD_PRELOAD
 	came_back "$STAMPED$REFUSED$BYE"
 	[ "$(grep -c 'reason=credentials' "$T/log")" = 14 ]
 	[ "$(wc -l <"$T/crypts")" = 14 ]

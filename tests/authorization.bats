@@ -254,10 +254,10 @@ refused() {
 	alice
 	account bob "$(perl -e 'print crypt("secret", q($6$rounds=1000$saltsalt$))')"
 	account carol '!'
-	export CRYPT_LOG=$T/crypts LD_PRELOAD=$T/bin/crypt-log.so ASAN_OPTIONS=verify_asan_link_order=0
+	export CRYPT_LOG=$T/crypts
+	local POP3=$T/bin/crypt-log
 	: >"$T/crypts"
 	refused wrong alice bob carol nobody-knows ../x
-	unset LD_PRELOAD
 	[ "$(wc -l <"$T/crypts")" = 5 ]
 	[ "$(grep -cF '$6$rounds=1000$' "$T/crypts")" = 5 ]
 }

@@ -19,7 +19,7 @@ setup() {
 	POP3=$T/bin/pop3-handler
 	chmod 755 "$BATS_RUN_TMPDIR" "$BATS_RUN_TMPDIR/test" "$T" 2>/dev/null || :
 	mkdir "$T/bin"
-	cp "$ROOT/pop3-handler" "$ROOT"/tests/tools/{dialogue,crypt-log.so} "$T/bin/"
+	cp "$ROOT/pop3-handler" "$ROOT"/tests/tools/{dialogue,crypt-log} "$T/bin/"
 	AS=()
 	if [ "$(id -u)" = 0 ]; then
 		AS=(setpriv --reuid="$NOBODY" --regid="$NOBODY" --clear-groups)

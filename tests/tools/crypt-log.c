@@ -1,16 +1,19 @@
 /*
- * Preloaded into the program: notes every crypt(3) in the file that CRYPT_LOG
- * names, a line with the setting each, so that a test can count them.
+ * Linked with the program in the place of crypt_r(3): notes each call in the
+ * file that CRYPT_LOG names, a line with the setting, so that a test can count
+ * them.
  */
 #include <crypt.h>
-#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+/* As "ld --wrap" names them. */
+char *__real_crypt_r(const char *, const char *, struct crypt_data *);
+char *__wrap_crypt_r(const char *, const char *, struct crypt_data *);
+
 char *
-crypt_r(const char *phrase, const char *setting, struct crypt_data *data)
+__wrap_crypt_r(const char *phrase, const char *setting, struct crypt_data *data)
 {
-	char *(*real)(const char *, const char *, struct crypt_data *);
 	const char *file = getenv("CRYPT_LOG");
 	FILE *log = file != NULL ? fopen(file, "a") : NULL;
 
@@ -18,6 +21,5 @@ crypt_r(const char *phrase, const char *setting, struct crypt_data *data)
 		fprintf(log, "%s\n", setting);
 		fclose(log);
 	}
-	*(void **)&real = dlsym(RTLD_NEXT, "crypt_r");
-	return real(phrase, setting, data);
+	return __real_crypt_r(phrase, setting, data);
 }
