@@ -152,37 +152,52 @@ send_line(int priority, char *line, size_t length)
 	(void)written;
 }
 
-static void
-log_pairs(int priority, const char *event, const char *pairs)
+/* syslog has its own ways to leave out what is for debugging. */
+static bool
+is_wanted(int priority)
 {
-	char line[LINE_OCTETS];
+	return priority != LOG_DEBUG || log_to.to_syslog;
+}
+
+/* Begins a line, up to where the pairs of the event come. */
+static size_t
+begin_line(char line[LINE_OCTETS], const char *event)
+{
 	int length = 0;
 
-	/* syslog has its own ways to leave out what is for debugging. */
-	if (priority == LOG_DEBUG && !log_to.to_syslog)
-		return;
 	/* syslog puts name and pid before the line itself. */
 	if (!log_to.to_syslog)
 		length = snprintf(
-		    line, sizeof(line), IDENT "[%ld]: ", (long)getpid());
-	length += snprintf(line + length, sizeof(line) - (size_t)length - 1,
-	    "event=%s addr=%s user=%s%s%s", event, log_to.address, log_to.user,
-	    *pairs != '\0' ? " " : "", pairs);
-	if ((size_t)length > sizeof(line) - 2)
-		length = sizeof(line) - 2;
-	send_line(priority, line, (size_t)length);
+		    line, LINE_OCTETS, IDENT "[%ld]: ", (long)getpid());
+	length += snprintf(line + length, LINE_OCTETS - (size_t)length,
+	    "event=%s addr=%s user=%s ", event, log_to.address, log_to.user);
+	return (size_t)length;
+}
+
+/* Adds the pairs, and sends the line. */
+static void
+end_line(int priority, char line[LINE_OCTETS], size_t length,
+    const char *format, va_list ap)
+{
+	const size_t room = LINE_OCTETS - 1; /* and LF */
+	int more = vsnprintf(line + length, room - length, format, ap);
+
+	if (more > 0)
+		length += (size_t)more;
+	send_line(priority, line, length < room ? length : room - 1);
 }
 
 void
 log_event(int priority, const char *event, const char *format, ...)
 {
-	char pairs[LINE_OCTETS];
+	char line[LINE_OCTETS];
 	va_list ap;
 
+	if (!is_wanted(priority))
+		return;
 	va_start(ap, format);
-	vsnprintf(pairs, sizeof(pairs), format, ap);
+	end_line(priority, line, begin_line(line, event), format, ap);
 	va_end(ap);
-	log_pairs(priority, event, pairs);
 }
 
 static void
@@ -190,12 +205,10 @@ log_trouble(int priority, const char *event, const char *file,
     const char *format, va_list ap)
 {
 	char text[LOG_VALUE_MAX], name[LOG_VALUE_MAX], quoted[LOG_VALUE_MAX];
-	char pairs[LINE_OCTETS];
 
 	vsnprintf(text, sizeof(text), format, ap);
-	snprintf(pairs, sizeof(pairs), "file=%s text=%s", log_quote(file, name),
+	log_event(priority, event, "file=%s text=%s", log_quote(file, name),
 	    log_quote(text, quoted));
-	log_pairs(priority, event, pairs);
 }
 
 void
