@@ -36,7 +36,7 @@ static const char *const directory_names[DIRECTORIES] = {"cur", "new"};
 static struct {
 	struct maildrop *md; /* that it is */
 	int root, directory[DIRECTORIES];
-	char path[DIRECTORIES][PATH_MAX];
+	char *path[DIRECTORIES]; /* of the directories */
 } maildir = {.root = -1, .directory = {-1, -1}};
 
 static const char *
@@ -633,13 +633,17 @@ maildir_undisturbed(struct maildrop *md)
 
 /* ---- A session's needs ---- */
 
-static int
-maildir_state_path(const struct maildrop *md, char *out, size_t room)
+/* The path of what is called `name` in the Maildir, to be freed; NULL where
+ * there can be none. */
+static char *
+path_in(const struct maildrop *md, const char *name)
 {
-	int n = snprintf(out, room, "%s/pop3-state", md->path);
+	char path[PATH_MAX];
 
-	errno = ENAMETOOLONG;
-	return n < 0 || (size_t)n >= room ? -1 : 0;
+	return (size_t)snprintf(path, sizeof(path), "%s/%s", md->path, name) <
+		       sizeof(path)
+		   ? strdup(path)
+		   : NULL;
 }
 
 static enum maildrop_result
@@ -650,6 +654,7 @@ maildir_open(struct maildrop *md)
 	int i;
 
 	maildir.md = md;
+	md->state = path_in(md, "pop3-state");
 	maildir.root = open(md->path, flags);
 	if (maildir.root == -1)
 		return maildrop_failed(md->path, "open");
@@ -678,6 +683,8 @@ maildir_close(struct maildrop *md)
 		if (maildir.directory[i] != -1)
 			close(maildir.directory[i]);
 		maildir.directory[i] = -1;
+		free(maildir.path[i]);
+		maildir.path[i] = NULL;
 	}
 }
 
@@ -895,22 +902,20 @@ static unsigned
 maildir_places(
     struct maildrop *md, struct sandbox_place place[MAILDROP_PLACES_MAX])
 {
-	unsigned i;
+	unsigned count = 0, i;
 
-	place[DIRECTORIES] = (struct sandbox_place){md->path, SANDBOX_TREE};
+	place[count++] = (struct sandbox_place){md->path, SANDBOX_TREE};
 	for (i = 0; i < DIRECTORIES; i++) {
-		if ((size_t)snprintf(maildir.path[i], PATH_MAX, "%s/%s",
-			md->path, directory_names[i]) >= PATH_MAX)
-			*maildir.path[i] = '\0';
-		place[i] =
-		    (struct sandbox_place){maildir.path[i], SANDBOX_TREE};
+		maildir.path[i] = path_in(md, directory_names[i]);
+		if (maildir.path[i] != NULL)
+			place[count++] = (struct sandbox_place){
+			    maildir.path[i], SANDBOX_TREE};
 	}
-	return DIRECTORIES + 1;
+	return count;
 }
 
 const struct maildrop_format maildir_format = {
     .name = "maildir",
-    .state_path = maildir_state_path,
     .open = maildir_open,
     .scan = maildir_scan,
     .find = maildir_find,

@@ -127,6 +127,16 @@ sync_directory(const char *path)
 	return result;
 }
 
+char *
+named_beside(const char *path, const char *prefix, const char *suffix)
+{
+	char out[PATH_MAX];
+
+	return path_beside(path, prefix, suffix, out, sizeof(out)) == 0
+		   ? strdup(out)
+		   : NULL;
+}
+
 int
 path_beside(const char *path, const char *prefix, const char *suffix, char *out,
     size_t room)
@@ -350,7 +360,7 @@ time_unsure(time_t changed, const struct timespec *looked)
 static enum maildrop_result
 lock_session(struct maildrop *md)
 {
-	if (md->format->state_path(md, md->state, sizeof(md->state)) == -1) {
+	if (md->state == NULL) {
 		log_warning(md->path, "no session lock: no place for one; see "
 				      "option -d");
 		return MAILDROP_OK;
@@ -432,20 +442,23 @@ maildrop_open(
 		return MAILDROP_PERM;
 	}
 	/* Locks stand beside the real file, whatever leads to it. */
-	if (realpath(path, md->path) == NULL || stat(md->path, &st) == -1)
-		return errno == ENOENT || errno == ENOTDIR
-			   ? MAILDROP_VANISHED
-			   : maildrop_failed(path, "open");
-	if (format == NULL)
-		format = S_ISDIR(st.st_mode) ? &maildir_format : &mbox_format;
-	if (st.st_uid != geteuid()) {
+	md->path = realpath(path, NULL);
+	if (md->path == NULL || stat(md->path, &st) == -1) {
+		result = errno == ENOENT || errno == ENOTDIR
+			     ? MAILDROP_VANISHED
+			     : maildrop_failed(path, "open");
+	} else if (st.st_uid != geteuid()) {
 		log_error(md->path, "owned by uid %lu, not by the user",
 		    (unsigned long)st.st_uid);
-		return MAILDROP_PERM;
+		result = MAILDROP_PERM;
+	} else {
+		md->format = format;
+		if (format == NULL)
+			md->format = S_ISDIR(st.st_mode) ? &maildir_format
+							 : &mbox_format;
+		result = md->format->open(md);
 	}
 	/* What is no maildrop gets no state file. */
-	md->format = format;
-	result = format->open(md);
 	if (result == MAILDROP_OK)
 		result = lock_session(md);
 	if (result != MAILDROP_OK)
@@ -470,6 +483,8 @@ maildrop_close(struct maildrop *md)
 	message_free(&md->table);
 	message_free(&md->before);
 	free(md->text.octets);
+	free(md->path);
+	free(md->state);
 	maildrop_open_empty(md);
 }
 
@@ -644,35 +659,34 @@ number_copies(struct maildrop *md)
 }
 
 enum maildrop_result
-maildrop_unique_id(
-    struct maildrop *md, unsigned n, char id[MAILDROP_UID_OCTETS + 1])
+maildrop_unique_id(struct maildrop *md, unsigned n,
+    char id[MAILDROP_UID_OCTETS + 1], char **end)
 {
 	const struct message *m = &md->table.row[n - 1];
 	uint32_t own = id_place(&md->table, n - 1);
 	const char *name;
 	enum maildrop_result result;
-	size_t length;
 
-	if (own != 0) {
-		strcpy(id, md->text.octets + own);
-	} else if ((m->flags & MESSAGE_DIGEST) != 0) {
-		digest_hex(m->of.digest, id);
-	} else {
-		name = md->text.octets + m->place;
-		length = (size_t)(strchrnul(name, ':') - name);
-		memcpy(id, name, length);
-		id[length] = '\0';
-	}
-	if ((m->flags & MESSAGE_DIGEST) == 0 || (m->flags & MESSAGE_TAKEN) != 0)
-		return MAILDROP_OK;
 	if (!md->numbered) {
 		result = number_copies(md);
 		if (result != MAILDROP_OK)
 			return result;
 	}
+	if (own != 0) {
+		*end = stpcpy(id, md->text.octets + own);
+	} else if ((m->flags & MESSAGE_DIGEST) != 0) {
+		digest_hex(m->of.digest, id);
+		*end = id + DIGEST_HEX;
+	} else {
+		name = md->text.octets + m->place;
+		*end = mempcpy(id, name, (size_t)(strchrnul(name, ':') - name));
+		**end = '\0';
+	}
+	if ((m->flags & MESSAGE_DIGEST) == 0 || (m->flags & MESSAGE_TAKEN) != 0)
+		return MAILDROP_OK;
 	if (m->copy > 1)
-		snprintf(id + DIGEST_HEX, MAILDROP_UID_OCTETS - DIGEST_HEX,
-		    ".%u", (unsigned)m->copy);
+		*end += snprintf(*end, MAILDROP_UID_OCTETS - DIGEST_HEX, ".%u",
+		    (unsigned)m->copy);
 	return MAILDROP_OK;
 }
 
@@ -783,23 +797,42 @@ maildrop_send(struct maildrop *md, unsigned n, struct stored *where,
 
 /* Octets side by side, which compilers compare in wide registers. */
 #define LANES 16
+#define ROUNDS 64 /* LANES at a time; under 256, what an octet can count */
 typedef unsigned char lanes __attribute__((vector_size(LANES)));
-#define ROUNDS 255 /* what one octet can count */
+
+static bool
+any(lanes marks)
+{
+	uint64_t half[LANES / sizeof(uint64_t)];
+
+	memcpy(half, &marks, sizeof(half));
+	return (half[0] | half[1]) != 0;
+}
 
 /* Line ends that are LF without CR before, in at most ROUNDS times LANES
- * octets. data[-1] is read. */
-static size_t
-bare_in_rounds(const char *data, size_t rounds)
+ * octets; and, if that is asked for, whether a line begins with "Fr" there:
+ * then the octet after them is read. data[-1] is read. */
+static inline __attribute__((always_inline)) size_t
+bare_in_rounds(const char *data, size_t rounds, bool *begins)
 {
 	const lanes lf = (lanes){0} + '\n', cr = (lanes){0} + '\r';
-	lanes here, before, counts = {0};
+	const lanes first = (lanes){0} + 'F', second = (lanes){0} + 'r';
+	lanes here, before, after, counts = {0}, marks = {0};
 	size_t count = 0, i;
 
-	for (i = 0; i < rounds; i++, data += LANES) {
-		memcpy(&here, data, LANES);
-		memcpy(&before, data - 1, LANES);
+#pragma GCC unroll 4
+	for (i = 0; i < rounds; i++) {
+		memcpy(&here, data + i * LANES, LANES);
+		memcpy(&before, data + i * LANES - 1, LANES);
 		counts -= (lanes)((here == lf) & (before != cr));
+		if (begins == NULL)
+			continue;
+		memcpy(&after, data + i * LANES + 1, LANES);
+		marks |= (lanes)((here == first) & (before == lf) &
+				 (after == second));
 	}
+	if (begins != NULL)
+		*begins = any(marks);
 	for (i = 0; i < LANES; i++)
 		count += counts[i];
 	return count;
@@ -818,11 +851,39 @@ bare_line_ends(const char *data, size_t length, char last)
 		rounds = (length - i) / LANES;
 		if (rounds > ROUNDS)
 			rounds = ROUNDS;
-		count += bare_in_rounds(data + i, rounds);
+		count += bare_in_rounds(data + i, rounds, NULL);
 	}
 	for (; i < length; i++)
 		count += data[i] == '\n' && data[i - 1] != '\r';
 	return count;
+}
+
+size_t
+find_from(const char *data, size_t length, char last, size_t *bare)
+{
+	size_t i = 0, count, rounds;
+	bool begins = false;
+
+	for (; i < length; i++) {
+		if (i > 0)
+			last = data[i - 1];
+		if (last == '\n' && length - i > 1 && data[i] == 'F' &&
+		    data[i + 1] == 'r')
+			break;
+		*bare += data[i] == '\n' && last != '\r';
+		/* Behind the first octet, and until there is something. */
+		while (!begins && length - i > LANES + 1) {
+			rounds = (length - i - 2) / LANES;
+			if (rounds > ROUNDS)
+				rounds = ROUNDS;
+			count = bare_in_rounds(data + i + 1, rounds, &begins);
+			if (begins)
+				break;
+			*bare += count;
+			i += rounds * LANES;
+		}
+	}
+	return i;
 }
 
 /* The header lines that mail readers add, change or remove. */

@@ -130,8 +130,7 @@ struct maildrop;
 /* What a format does; see the functions of a session below. */
 struct maildrop_format {
 	const char *name;
-	/* Where the state file of the maildrop at md->path stands. */
-	int (*state_path)(const struct maildrop *md, char *out, size_t room);
+	/* Sets md->state as well. */
 	enum maildrop_result (*open)(struct maildrop *md);
 	enum maildrop_result (*scan)(struct maildrop *md);
 	enum maildrop_result (*find)(
@@ -155,7 +154,7 @@ extern const struct maildrop_format mbox_format, maildir_format;
 struct maildrop {
 	const struct maildrop_format *format; /* NULL: empty, nothing there */
 	const struct maildrop_site *site;
-	char path[PATH_MAX];
+	char *path;
 	bool shared; /* it needs the spool's group */
 	struct message_table table;
 	struct identity identity; /* of what the table shows */
@@ -175,7 +174,7 @@ struct maildrop {
 	} text;
 
 	/* The state file. */
-	char state[PATH_MAX];
+	char *state;		     /* its path, NULL without a place for it */
 	int lock;		     /* it, locked, or -1 */
 	bool yielded;		     /* the lock is let go of for a while */
 	bool unwritten;		     /* the log says that it could not be */
@@ -228,9 +227,10 @@ enum maildrop_result maildrop_scan(struct maildrop *md);
 void maildrop_yield(struct maildrop *md);
 bool maildrop_resume(struct maildrop *md);
 
-/* Writes the unique-id of message `n` and a NUL to `id`. */
-enum maildrop_result maildrop_unique_id(
-    struct maildrop *md, unsigned n, char id[MAILDROP_UID_OCTETS + 1]);
+/* Writes the unique-id of message `n` and a NUL to `id`, and stores where that
+ * NUL stands. */
+enum maildrop_result maildrop_unique_id(struct maildrop *md, unsigned n,
+    char id[MAILDROP_UID_OCTETS + 1], char **end);
 
 /*
  * Finds message `n`, so that what can go wrong does so before a reply begins.
@@ -347,6 +347,8 @@ int sync_directory(const char *path);
  * Returns 0, or -1 with errno ENAMETOOLONG. */
 int path_beside(const char *path, const char *prefix, const char *suffix,
     char *out, size_t room);
+/* The same, as a string to be freed, or NULL with errno. */
+char *named_beside(const char *path, const char *prefix, const char *suffix);
 
 /*
  * Measures one message from its stored octets: what RETR will send of it, and
@@ -379,6 +381,13 @@ void meter_add_counted(
     struct meter *m, const char *data, size_t length, size_t bare);
 /* Leaves out an empty line that was added last and belongs to a separator. */
 void meter_drop_empty_line(struct meter *m);
+
+/*
+ * The place of the first line that begins with "Fr" in `length` octets, of
+ * which `last` is the one before; `length` if there is none. Adds to `bare` the
+ * line ends before that place that are LF without CR.
+ */
+size_t find_from(const char *data, size_t length, char last, size_t *bare);
 /* Ends: stores octets, and the digest if asked for, in `row`. Returns -1
  * where a row cannot hold the octets. */
 int meter_end(struct meter *m, struct message *row);

@@ -20,6 +20,7 @@
 #include "log.h"
 #include "maildrop.h"
 
+#define FROM "From "
 #define FROM_OCTETS 1024 /* a longer line is no From_ line */
 #define FROM_LEAST 25	 /* nor is a shorter one */
 
@@ -47,10 +48,10 @@ enum {
 static struct {
 	int fd; /* the one descriptor: closing any would drop the fcntl lock */
 	bool writable;
-	bool shared;	/* in a directory that is not the user's: a spool */
-	bool elsewhere; /* state and journal do not stand beside it */
-	char state[PATH_MAX], journal[PATH_MAX]; /* empty: no place for them */
-	char directory[PATH_MAX];		 /* that it is in */
+	bool shared;	 /* in a directory that is not the user's: a spool */
+	bool elsewhere;	 /* state and journal do not stand beside it */
+	char *journal;	 /* its path, NULL without a place for it */
+	char *directory; /* that it is in */
 
 	uint64_t known[END]; /* of the file when it was last looked at */
 	bool unsure;	     /* it may since have changed within one tick */
@@ -162,7 +163,8 @@ is_from_line(const char *line, size_t length)
 	const char *p = line + 5, *end = line + length;
 	struct token token;
 
-	if (length > FROM_OCTETS || length < 6 || memcmp(line, "From ", 5) != 0)
+	if (length > FROM_OCTETS || length < 6 ||
+	    memcmp(line, FROM, sizeof(FROM) - 1) != 0)
 		return false;
 	if (end[-1] == '\r')
 		end--;
@@ -304,7 +306,7 @@ has_our_tag(const char *path)
 static bool
 journal_stands(void)
 {
-	return mbox.journal[0] != '\0' && access(mbox.journal, F_OK) == 0;
+	return mbox.journal != NULL && access(mbox.journal, F_OK) == 0;
 }
 
 /* Whether a dotlock is the file that the sessions of a spool share. In the cage
@@ -648,7 +650,7 @@ recover(struct maildrop *md)
 {
 	struct journal j;
 
-	if (mbox.journal[0] == '\0')
+	if (mbox.journal == NULL)
 		return MAILDROP_OK;
 	if (!mbox.writable && access(mbox.journal, F_OK) == 0) {
 		log_error(md->path, "not writable, but an UPDATE is to finish");
@@ -893,6 +895,37 @@ add_span(struct scan *scan, const char *from, const char *to, size_t bare)
 		    &scan->meter, from, (size_t)(to - from), bare);
 }
 
+/* What the line is that ends before `end`; the block begins at `block`, which
+ * is the beginning of a line unless the scan is in one. */
+static enum line_kind
+kind_of_line(const struct scan *scan, const char *block, const char *end)
+{
+	const char *p = end - 1;
+
+	if (*p != '\n')
+		return LINE_TEXT;
+	if (p > block && p[-1] == '\r' && (p - 1 > block || !scan->in_line)) {
+		p--;
+		return p == block || p[-1] == '\n' ? LINE_EMPTY_CRLF
+						   : LINE_TEXT;
+	}
+	if (p == block)
+		return scan->in_line ? LINE_TEXT : LINE_EMPTY_LF;
+	return p[-1] == '\n' ? LINE_EMPTY_LF : LINE_TEXT;
+}
+
+/* Where the part of a block ends that can be looked at: not in a line whose end
+ * is still to come, unless it is too long for a From_ line. */
+static const char *
+end_of_lines(const char *block, size_t length, bool last_block)
+{
+	const char *lf = last_block ? NULL : memrchr(block, '\n', length);
+	const char *end = lf != NULL ? lf + 1 : block;
+
+	return last_block || block + length - end > FROM_OCTETS ? block + length
+								: end;
+}
+
 /*
  * Scans a block that stands at `at` in the file. `*used` gets how much of it
  * is done with: all, or all but a line whose end is still to come.
@@ -901,48 +934,42 @@ static enum maildrop_result
 scan_block(struct scan *scan, const char *block, size_t length, off_t at,
     bool last_block, size_t *used)
 {
-	const char *p = block, *span = block, *end = block + length, *lf, *next;
+	const char *end = end_of_lines(block, length, last_block), *lf;
+	const char *p = block, *span = block; /* of one message */
+	char last = scan->in_line ? scan->meter.last : '\n';
 	enum maildrop_result result;
+	enum line_kind before;
 	size_t line, bare = 0; /* line ends of the span that are LF alone */
 
-	for (; p < end; p = next) {
-		lf = memchr(p, '\n', (size_t)(end - p));
-		if (lf == NULL && !last_block) {
-			if (end - p <= FROM_OCTETS)
-				break;
-			scan->previous = LINE_TEXT;
-			scan->in_line = true;
-			p = end;
+	*used = (size_t)(end - block);
+	while (p < end) {
+		p += find_from(p, (size_t)(end - p), last, &bare);
+		if (p == end)
 			break;
-		}
+		last = *p;
+		lf = memchr(p, '\n', (size_t)(end - p));
 		line = (size_t)((lf != NULL ? lf : end) - p);
-		next = p + line + (lf != NULL);
-		if (*p == 'F' && scan->previous != LINE_TEXT &&
-		    !scan->in_line && is_from_line(p, line)) {
-			add_span(scan, span, p, bare);
-			result = start_message(
-			    scan, p, (size_t)(next - p), end, at + (p - block));
-			if (result != MAILDROP_OK)
-				return result;
-			span = next;
-			bare = 0;
+		before =
+		    p == block ? scan->previous : kind_of_line(scan, block, p);
+		if (before == LINE_TEXT || !is_from_line(p, line)) {
+			p++;
 			continue;
 		}
-		if (line > 0)
-			bare += lf != NULL && lf[-1] != '\r';
-		else
-			bare += p > span || scan->meter.last != '\r';
-		scan->previous = LINE_TEXT;
-		if (line <= 1 && lf != NULL && !scan->in_line) {
-			if (line == 0)
-				scan->previous = LINE_EMPTY_LF;
-			else if (*p == '\r')
-				scan->previous = LINE_EMPTY_CRLF;
-		}
-		scan->in_line = false;
+		add_span(scan, span, p, bare);
+		scan->previous = before;
+		span = p + line + (lf != NULL);
+		result = start_message(scan, p, (size_t)(span - p),
+		    block + length, at + (p - block));
+		if (result != MAILDROP_OK)
+			return result;
+		p = span;
+		last = '\n';
+		bare = 0;
 	}
-	add_span(scan, span, p, bare);
-	*used = (size_t)(p - block);
+	add_span(scan, span, end, bare);
+	if (end > block)
+		scan->previous = kind_of_line(scan, block, end);
+	scan->in_line = end > block && end[-1] != '\n';
 	return MAILDROP_OK;
 }
 
@@ -1006,16 +1033,6 @@ scan_file(struct maildrop *md, off_t at, bool compares, unsigned first)
 	return MAILDROP_OK;
 }
 
-static int
-mbox_state_path(const struct maildrop *md, char *out, size_t room)
-{
-	(void)md;
-	return (size_t)snprintf(out, room, "%s", mbox.state) < room &&
-		       *out != '\0'
-		   ? 0
-		   : -1;
-}
-
 /* Whether `path` is a directory where nobody else can put things. */
 static bool
 is_private(const char *path)
@@ -1062,10 +1079,9 @@ choose_places(struct maildrop *md)
 		}
 		beside = elsewhere;
 	}
-	if (path_beside(beside, ".", ".pop3-state", mbox.state,
-		sizeof(mbox.state)) == -1 ||
-	    path_beside(beside, ".", ".pop3-journal", mbox.journal,
-		sizeof(mbox.journal)) == -1)
+	md->state = named_beside(beside, ".", ".pop3-state");
+	mbox.journal = named_beside(beside, ".", ".pop3-journal");
+	if (md->state == NULL || mbox.journal == NULL)
 		return maildrop_failed(beside, "state file");
 	return MAILDROP_OK;
 }
@@ -1122,6 +1138,9 @@ mbox_close(struct maildrop *md)
 	if (mbox.fd != -1)
 		close(mbox.fd);
 	mbox.fd = -1;
+	free(mbox.journal);
+	free(mbox.directory);
+	mbox.journal = mbox.directory = NULL;
 }
 
 /* ---- What others do to the file during the session ---- */
@@ -1261,12 +1280,14 @@ verify_message(struct maildrop *md, const struct message *m)
 }
 
 /* Reads the first block of a message, From_ line included, for
- * maildrop_send(); the length of that line, 0 if there is none, or -1. */
+ * maildrop_send(); the length of that line, 0 if there is none, or -1. The file
+ * is as it was known, so that it need not be taken apart again. */
 static ssize_t
 read_first_block(struct maildrop *md, const struct message *m, off_t end)
 {
 	off_t length = end - (off_t)m->place;
 	size_t most = MAILDROP_BLOCK_OCTETS;
+	const char *lf;
 	ssize_t n;
 
 	md->held = 0;
@@ -1279,7 +1300,10 @@ read_first_block(struct maildrop *md, const struct message *m, off_t end)
 		return n;
 	md->held_at = (off_t)m->place;
 	md->held = (size_t)n;
-	return (ssize_t)from_line_length(md->block, md->held);
+	if (n < FROM_LEAST || memcmp(md->block, FROM, sizeof(FROM) - 1) != 0)
+		return 0;
+	lf = memchr(md->block, '\n', md->held);
+	return lf != NULL ? lf + 1 - md->block : n;
 }
 
 static enum maildrop_result
@@ -1314,14 +1338,30 @@ mbox_find(struct maildrop *md, struct message *m, struct stored *where)
 	return MAILDROP_OK;
 }
 
+/* Whether the file that is open is surely as it was known. */
+static bool
+unchanged(void)
+{
+	uint64_t now[END];
+	struct stat st;
+
+	if (mbox.unsure || fstat(mbox.fd, &st) == -1)
+		return false;
+	identify(&st, now);
+	return memcmp(now, mbox.known, sizeof(now)) == 0;
+}
+
 /* Nobody is kept from rewriting the file while we send from it: whether a
  * message that was sent is still there says whether it was what we sent. */
 static enum maildrop_result
 mbox_sent(struct maildrop *md, const struct message *m)
 {
 	uint64_t place = m->place;
-	enum maildrop_result result = verify_message(md, m);
+	enum maildrop_result result = MAILDROP_OK;
 
+	/* This looks at no path, since it is done for each message. */
+	if (!unchanged())
+		result = verify_message(md, m);
 	if (result != MAILDROP_OK)
 		return result;
 	md->waited = false;
@@ -1541,7 +1581,7 @@ remove_marked(struct maildrop *md, off_t size, struct maildrop_tally *tally)
 		return MAILDROP_OK;
 	if (moving == 0)
 		return cut_tail(md, place_of(md, hole), tally);
-	if (mbox.journal[0] == '\0') {
+	if (mbox.journal == NULL) {
 		log_error(md->path, "no place for a journal: see option -d");
 		return MAILDROP_PERM;
 	}
@@ -1637,9 +1677,13 @@ static unsigned
 mbox_places(
     struct maildrop *md, struct sandbox_place place[MAILDROP_PLACES_MAX])
 {
+	char directory[PATH_MAX];
 	unsigned count = 0;
 
-	if (directory_of(md->path, mbox.directory) == -1)
+	if (directory_of(md->path, directory) == -1)
+		return 0;
+	mbox.directory = strdup(directory);
+	if (mbox.directory == NULL)
 		return 0;
 	if (!mbox.elsewhere) {
 		place[0] = (struct sandbox_place){mbox.directory, SANDBOX_TREE};
@@ -1656,7 +1700,6 @@ mbox_places(
 
 const struct maildrop_format mbox_format = {
     .name = "mbox",
-    .state_path = mbox_state_path,
     .open = mbox_open,
     .scan = mbox_scan,
     .find = mbox_find,

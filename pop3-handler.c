@@ -503,10 +503,7 @@ do_list(char *argument)
 	for (n = 1; n <= table->count; n++) {
 		if (table->row[n - 1].flags & MESSAGE_DELETED)
 			continue;
-		wire_number(n);
-		wire_text(" ", 1);
-		wire_number(table->row[n - 1].octets);
-		wire_text("\r\n", 2);
+		wire_listed_number(n, table->row[n - 1].octets);
 	}
 	wire_dot();
 }
@@ -515,7 +512,7 @@ static void
 do_uidl(char *argument)
 {
 	const struct message_table *table = &session.maildrop.table;
-	char id[MAILDROP_UID_OCTETS + 1];
+	char id[MAILDROP_UID_OCTETS + 1], *end;
 	enum maildrop_result result;
 	unsigned n = 1;
 
@@ -526,7 +523,7 @@ do_uidl(char *argument)
 	}
 	/* The first one asked for shows whether there are any to be had. */
 	if (table->count > 0) {
-		result = maildrop_unique_id(&session.maildrop, n, id);
+		result = maildrop_unique_id(&session.maildrop, n, id, &end);
 		if (result != MAILDROP_OK) {
 			wire_err("%s", failure_text(result));
 			return;
@@ -540,11 +537,8 @@ do_uidl(char *argument)
 	for (n = 1; n <= table->count; n++) {
 		if (table->row[n - 1].flags & MESSAGE_DELETED)
 			continue;
-		maildrop_unique_id(&session.maildrop, n, id);
-		wire_number(n);
-		wire_text(" ", 1);
-		wire_text(id, strlen(id));
-		wire_text("\r\n", 2);
+		maildrop_unique_id(&session.maildrop, n, wire_listed(n), &end);
+		wire_listed_end(end);
 	}
 	wire_dot();
 }

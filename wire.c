@@ -19,8 +19,11 @@
 #define CLIENT_OUT STDOUT_FILENO
 #define IN_OCTETS 16384
 #define OUT_OCTETS 131072
-#define FLOOD_OCTETS 4096 /* a line before login that ends the session, */
+#define PIECE_OCTETS 32768 /* of a listing, sent at once */
+#define FLOOD_OCTETS 4096  /* a line before login that ends the session, */
 #define ANSWER_FLOOD_OCTETS 16384 /* an answer to a challenge that does */
+#define MORE_OCTETS 3		  /* that a line may get: ".", CR and LF */
+#define NUMBER_OCTETS 20	  /* of UINT64_MAX */
 #define PROGRESS_OCTETS                                       \
 	4096 /* what a client must take to be waited for anew \
 	      */
@@ -42,16 +45,13 @@ static struct {
 	bool renew;	  /* the client made progress: begin the time anew */
 	sigset_t waiting; /* the signal mask while we wait */
 	uint64_t sent;
-
-	char in[IN_OCTETS];
-	size_t in_start, in_end;
-	size_t scanned; /* octets from in_start on known to hold no line end */
-
-	char out[OUT_OCTETS];
-	size_t out_end;
-
 	bool line_start; /* of a message: the next octet begins a line */
 	bool after_cr;	 /* of a message: the last octet was CR */
+
+	size_t in_start, in_end;
+	size_t scanned; /* octets from in_start on known to hold no line end */
+	size_t out_end;
+	char in[IN_OCTETS], out[OUT_OCTETS];
 } wire;
 
 static volatile sig_atomic_t alarmed;
@@ -443,15 +443,62 @@ wire_err(const char *format, ...)
 	va_end(ap);
 }
 
+#define TEN(high)                                                           \
+	high "0" high "1" high "2" high "3" high "4" high "5" high "6" high \
+	     "7" high "8" high "9"
+static const char hundred[] = TEN("0") TEN("1") TEN("2") TEN("3") TEN("4")
+    TEN("5") TEN("6") TEN("7") TEN("8") TEN("9");
+
+/* Writes a number in decimal digits; returns where it ends. */
+static char *
+put_number(char *to, uint64_t number)
+{
+	uint64_t power = 10;
+	size_t length = 1;
+	char *p;
+
+	for (; length < NUMBER_OCTETS && number >= power; length++)
+		power *= 10;
+	for (p = to + length; p - to > 1; number /= 100)
+		memcpy(p -= 2, hundred + number % 100 * 2, 2);
+	if (p > to)
+		*to = (char)('0' + number);
+	return to + length;
+}
+
 void
 wire_number(uint64_t number)
 {
-	char digits[20], *p = digits + sizeof(digits);
+	char digits[NUMBER_OCTETS];
 
-	do
-		*--p = (char)('0' + number % 10);
-	while ((number /= 10) > 0);
-	wire_text(p, (size_t)(digits + sizeof(digits) - p));
+	wire_text(digits, (size_t)(put_number(digits, number) - digits));
+}
+
+char *
+wire_listed(uint64_t number)
+{
+	char *to;
+
+	if (wire.out_end + NUMBER_OCTETS + 1 + WIRE_LISTED_OCTETS + 2 >
+	    PIECE_OCTETS)
+		wire_flush();
+	to = put_number(wire.out + wire.out_end, number);
+	*to++ = ' ';
+	return to;
+}
+
+void
+wire_listed_end(char *end)
+{
+	*end++ = '\r';
+	*end++ = '\n';
+	wire.out_end = (size_t)(end - wire.out);
+}
+
+void
+wire_listed_number(uint64_t number, uint64_t octets)
+{
+	wire_listed_end(put_number(wire_listed(number), octets));
 }
 
 void
@@ -461,25 +508,59 @@ wire_message_begin(void)
 	wire.after_cr = false;
 }
 
+/* Queues the whole lines that data, at the beginning of one, begins with, as
+ * far as there is room; returns how much of data they are. */
+static size_t
+whole_lines(const char *data, size_t length)
+{
+	const char *p = data, *end = data + length, *lf;
+	char *to = wire.out + wire.out_end;
+	const char *room = wire.out + OUT_OCTETS - MORE_OCTETS;
+	size_t part;
+
+	while ((lf = memchr(p, '\n', (size_t)(end - p))) != NULL) {
+		part = (size_t)(lf - p);
+		if (room - to < (ptrdiff_t)part)
+			break;
+		if (*p == '.')
+			*to++ = '.';
+		memcpy(to, p, part);
+		to += part;
+		if (part == 0 || lf[-1] != '\r')
+			*to++ = '\r';
+		*to++ = '\n';
+		p = lf + 1;
+	}
+	wire.out_end = (size_t)(to - wire.out);
+	return (size_t)(p - data);
+}
+
 int
 wire_message(void *unused, const char *data, size_t length)
 {
-	const size_t more = 3; /* ".", CR and LF */
 	const char *end;
 	size_t part;
 	char *to;
 
 	(void)unused;
 	while (length > 0 && wire.ended == WIRE_OK) {
+		if (wire.line_start) {
+			part = whole_lines(data, length);
+			data += part;
+			length -= part;
+			if (length == 0)
+				break;
+		}
+		/* A line that begins or ends elsewhere, or needs room. */
 		end = memchr(data, '\n', length);
 		part = end != NULL ? (size_t)(end - data) : length;
-		if (part + more > OUT_OCTETS - wire.out_end) {
+		if (part + MORE_OCTETS > OUT_OCTETS - wire.out_end) {
 			if (wire.out_end > 0) {
 				wire_flush();
 				continue;
 			}
-			if (part + more > OUT_OCTETS) {
-				part = OUT_OCTETS - more;
+			if (part + MORE_OCTETS > OUT_OCTETS) {
+				part = OUT_OCTETS - MORE_OCTETS;
 				end = NULL;
 			}
 		}
@@ -489,7 +570,7 @@ wire_message(void *unused, const char *data, size_t length)
 		if (part > 0) {
 			memcpy(to, data, part);
 			to += part;
-			wire.after_cr = to[-1] == '\r';
+			wire.after_cr = data[part - 1] == '\r';
 		}
 		if (end != NULL) {
 			if (!wire.after_cr)

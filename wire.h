@@ -13,6 +13,7 @@
 #define WIRE_COMMAND_OCTETS 255	 /* RFC 2449 section 4, with its line end */
 #define WIRE_REPLY_OCTETS 512	 /* RFC 1939 section 3, with its CRLF */
 #define WIRE_ANSWER_OCTETS 12288 /* RFC 4954: to a challenge, with line end */
+#define WIRE_LISTED_OCTETS 128	 /* of a line of a listing, behind its number */
 
 enum wire_status {
 	WIRE_OK,
@@ -74,6 +75,18 @@ void wire_text(const char *text, size_t length);
 
 /* Queues an unsigned number in decimal digits. */
 void wire_number(uint64_t number);
+
+/*
+ * A line of a listing (RFC 1939, LIST and UIDL). wire_listed() queues the
+ * number of the message and a space, and returns where the caller writes up to
+ * WIRE_LISTED_OCTETS octets; wire_listed_end() takes where they end, and queues
+ * CRLF. Nothing else is queued in between.
+ */
+char *wire_listed(uint64_t number);
+void wire_listed_end(char *end);
+
+/* The same for a number of octets. */
+void wire_listed_number(uint64_t number, uint64_t octets);
 
 /*
  * A message as the body of a multi-line reply: begin, any number of pieces as
