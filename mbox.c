@@ -20,7 +20,7 @@
 #include "log.h"
 #include "maildrop.h"
 
-#define FROM "From "
+#define FROM_WORD "From "
 #define FROM_OCTETS 1024 /* a longer line is no From_ line */
 #define FROM_LEAST 25	 /* nor is a shorter one */
 
@@ -164,7 +164,7 @@ is_from_line(const char *line, size_t length)
 	struct token token;
 
 	if (length > FROM_OCTETS || length < 6 ||
-	    memcmp(line, FROM, sizeof(FROM) - 1) != 0)
+	    memcmp(line, FROM_WORD, sizeof(FROM_WORD) - 1) != 0)
 		return false;
 	if (end[-1] == '\r')
 		end--;
@@ -1300,7 +1300,8 @@ read_first_block(struct maildrop *md, const struct message *m, off_t end)
 		return n;
 	md->held_at = (off_t)m->place;
 	md->held = (size_t)n;
-	if (n < FROM_LEAST || memcmp(md->block, FROM, sizeof(FROM) - 1) != 0)
+	if (n < FROM_LEAST ||
+	    memcmp(md->block, FROM_WORD, sizeof(FROM_WORD) - 1) != 0)
 		return 0;
 	lf = memchr(md->block, '\n', md->held);
 	return lf != NULL ? lf + 1 - md->block : n;

@@ -281,6 +281,12 @@ run(const char *path, const char *script, size_t length)
 	message_free(&session.maildrop.table);
 	message_free(&session.maildrop.before);
 	free(session.maildrop.text.octets);
+	free(session.maildrop.path);
+	free(session.maildrop.state);
+	free(mbox.journal);
+	free(mbox.directory);
+	mbox.journal = mbox.directory = NULL;
+	maildir_format.close(&session.maildrop);
 	close_range((unsigned)spare, (unsigned)spare + 64, 0);
 }
 
