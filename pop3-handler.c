@@ -261,9 +261,12 @@ tell_monitor(const char *record, size_t length)
 static char
 hear_monitor(void)
 {
-	enum wire_status status = wire_await(session.monitor, true, -1);
+	enum wire_status status;
 	char answer;
 
+	if (session.ended != REASON_NONE)
+		return 0; /* it has not even heard of us */
+	status = wire_await(session.monitor, true, -1);
 	if (status != WIRE_OK)
 		end_session(reason_of(status));
 	else if (recv(session.monitor, &answer, 1, 0) != 1)
@@ -1082,8 +1085,9 @@ end_front(const struct front *front)
 static void
 answer_front(const struct front *front, char answer)
 {
-	/* A front that is gone will be noticed where we wait for it. */
-	send(front->socket, &answer, 1, MSG_NOSIGNAL);
+	/* A front without an answer would wait for it: it is let go. */
+	if (send(front->socket, &answer, 1, MSG_NOSIGNAL) != 1)
+		shutdown(front->socket, SHUT_RDWR);
 }
 
 static long
