@@ -101,7 +101,8 @@ find_file(const char *path, const char *name)
 			memcmp(m->stored, after.at, m->length) == 0) &&
 		    (it == NULL || it->deleted))
 			it = m;
-	must(it != NULL || strcmp(name, "9999999999.D1.x") == 0);
+	/* A second session has moved what came during the first. */
+	must(it != NULL || strncmp(name, "9999999999.D1.x", base) == 0);
 	if (it != NULL)
 		it->found = true;
 	else
