@@ -62,8 +62,9 @@ wire.o: wire.h
 
 tools: $(TOOLS)
 
-# The tests' own programs stand apart: the flags of a special build of
-# pop3-handler (sanitizers, coverage) are not for them.
+# The tests' own programs stand apart: compiler and flags of a special build of
+# pop3-handler (musl, sanitizers, coverage) are not for them.
+TOOL_CC = cc
 # These are about objects of it.
 tests/tools/become: tests/tools/become.c sandbox.o log.o
 	$(CC) -std=c11 $(CPPFLAGS) $(WARNINGS) $(CFLAGS) $(LDFLAGS) -o $@ $@.c \
@@ -72,12 +73,12 @@ tests/tools/crypt-log: tests/tools/crypt-log.c pop3-handler
 	$(CC) -std=c11 $(CPPFLAGS) $(WARNINGS) $(CFLAGS) $(LDFLAGS) -Wl,--wrap=crypt_r \
 	    -o $@ $@.c $(OBJECTS) $(LDLIBS)
 tests/tools/dialogue: tests/tools/dialogue.c
-	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
+	$(TOOL_CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
 tests/tools/make-call: tests/tools/make-call.c
-	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
+	$(TOOL_CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O2 -o $@ $@.c
 BENCH_TOOLS = tests/bench/client tests/bench/corpus tests/bench/floor
 $(BENCH_TOOLS):
-	$(CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O3 -o $@ $@.c -lm
+	$(TOOL_CC) -std=c11 -D_GNU_SOURCE $(WARNINGS) -O3 -o $@ $@.c -lm
 tests/bench/client: tests/bench/client.c
 tests/bench/corpus: tests/bench/corpus.c
 tests/bench/floor: tests/bench/floor.c

@@ -462,14 +462,14 @@ static bool
 look_failed(const void *found, int error)
 {
 	return found == NULL && error != 0 && error != ENOENT &&
-	       error != ESRCH && error != EACCES;
+	       error != ESRCH && error != EACCES && error != EINVAL;
 }
 
 static enum account_verdict
 check_system(
     const struct account_proof *proof, bool valid, struct account *account)
 {
-	const char *name = valid ? proof->name : "."; /* which nobody has */
+	const char *name = valid ? proof->name : ":"; /* which nobody has */
 	const struct passwd *user;
 	const struct spwd *shadow;
 	const char *hash = NULL, *decoy = system_decoy();

@@ -268,7 +268,8 @@ fails() {
 		call=${each#*/}
 		for ((n = 1; n <= 30; n++)); do
 			stopped "${each%/*}"
-			fails "${call/newfstatat/newfstatat,fstat}:when=$n"
+			call=${call/newfstatat/newfstatat,fstat}
+			fails "${call/openat/openat,?open}:when=$n"
 			grep -q INJECTED "$T/trace" || break
 			echo "$each $n" >&2
 			[ -e "$T/.B.pop3-journal" ] || continue
@@ -285,7 +286,7 @@ fails() {
 	stopped step inode=1
 	fails rename:error=EIO
 	has '-ERR [SYS/TEMP]' "$T/out"
-	logged 'it belongs to another file, and cannot be renamed: Input/output error'
+	logged "it belongs to another file, and cannot be renamed: $EIO"
 	same "$T/before" "$T/B"
 	[ -e "$T/.B.pop3-journal" ]
 	set_aside 'it belongs to another file'
@@ -377,7 +378,7 @@ fails() {
 	fails fsync:error=EIO 'DELE 3\r\nQUIT\r\n'
 	has '-ERR' "$T/out"
 	lacks '+OK 1 deleted' "$T/out"
-	logged 'text="fsync: Input/output error"'
+	logged "text=\"fsync: $EIO\""
 }
 
 @test "an mbox that is gone at QUIT makes it an error" {

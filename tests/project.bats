@@ -83,7 +83,8 @@ share/man/man8/pop3-handler.8'
 	readelf -lW "$POP3" | grep -q GNU_RELRO
 	readelf -dW "$POP3" | grep -q 'BIND_NOW'
 	readelf -sW "$POP3" | grep -q __stack_chk_fail
-	readelf -sW "$POP3" | grep -q '_chk@'
+	# musl has no such functions.
+	readelf -lW "$POP3" | no grep INTERP || readelf -sW "$POP3" | grep -q '_chk@'
 }
 
 @test "only libc and libcrypt are linked" {
@@ -102,7 +103,7 @@ share/man/man8/pop3-handler.8'
 	[ -z "${SANITIZED:-}" ] || skip "needs a build without sanitizers"
 	# Valgrind makes system calls of its own.
 	cp "$ROOT"/*.[ch] "$ROOT/Makefile" "$T/bin/"
-	make -s -C "$T/bin" CAGE=0 >&2
+	env -u MAKEFLAGS make -s -C "$T/bin" CAGE=0 >&2
 	POP3_PLAIN=$POP3
 	POP3=$T/bin/under-valgrind
 	printf '#!/bin/sh\nexec valgrind -q --leak-check=full --error-exitcode=99 --child-silent-after-fork=no --log-file="%s/valgrind.%%p" "%s" "$@"\n' "$T" "$POP3_PLAIN" >"$POP3"
