@@ -16,18 +16,21 @@ LDFLAGS = $(LDFLAGS_$(STATIC)) -Wl,-z,relro,-z,now
 # crypt(3) from an archive, since few sessions need it and each would load it;
 # CRYPT=-lcrypt for the shared library.
 CRYPT = -l:libcrypt.a
-LDLIBS = $(LIBRARIES_$(CC)) $(CRYPT)
+LDLIBS = $(LIBRARIES_$(CC)) $(CRYPT) $(ENDS_$(STATIC)_$(CC))
 # CAGE=0 leaves seccomp and Landlock out, for sanitizers and valgrind.
 CAGE = 1
 CAGE_0 = -DNO_CAGE
 # STATIC=1 CC=musl-gcc is the build that starts fastest.
 STATIC = 0
 LDFLAGS_0 = -pie
-LDFLAGS_1 = -static-pie
-# What Debian's musl does not bring.
+LDFLAGS_1 = $(or $(STATIC_$(CC)),-static-pie)
+# What Debian's musl does not bring; and its gcc takes no -static-pie.
 HEADERS_musl-gcc = -idirafter .musl/include
 LIBRARIES_musl-gcc = -L .musl
 NEEDS_musl-gcc = .musl/libcrypt.a
+STATIC_musl-gcc = -static -nostartfiles -Wl,-pie,--no-dynamic-linker,-z,text \
+	.musl/rcrt1.o .musl/crti.o
+ENDS_1_musl-gcc = .musl/crtn.o
 
 OBJECTS = pop3-handler.o account.o digest.o former.o journal.o log.o maildir.o maildrop.o \
 	mbox.o peer.o sandbox.o state.o wire.o
@@ -68,7 +71,7 @@ TOOL_CC = cc
 # These are about objects of it.
 tests/tools/become: tests/tools/become.c sandbox.o log.o
 	$(CC) -std=c11 $(CPPFLAGS) $(WARNINGS) $(CFLAGS) $(LDFLAGS) -o $@ $@.c \
-	    sandbox.o log.o
+	    sandbox.o log.o $(ENDS_$(STATIC)_$(CC))
 tests/tools/crypt-log: tests/tools/crypt-log.c pop3-handler
 	$(CC) -std=c11 $(CPPFLAGS) $(WARNINGS) $(CFLAGS) $(LDFLAGS) -Wl,--wrap=crypt_r \
 	    -o $@ $@.c $(OBJECTS) $(LDLIBS)

@@ -112,7 +112,7 @@ one() {
 	} | "${AS[@]}" bin/dialogue \
 		strace -o trace -e trace=alarm,setitimer,ppoll,unlinkat,sendto "$POP3" -P -t 700 -m M >out 2>log)
 	# Some libraries make alarm(2) of setitimer(2).
-	sed -i 's/^setitimer(.*it_value={tv_sec=\([0-9]*\),.*/alarm(\1) /' "$T/trace"
+	sed -i 's/^setitimer([^}]*}, it_value={tv_sec=\([0-9]*\),.*/alarm(\1) /' "$T/trace"
 	grep -q '^alarm(700)' "$T/trace"
 	# Off before the message is removed: the last alarm before is alarm(0).
 	[ "$(sed -n '/unlinkat/q;/^alarm/p' "$T/trace" | tail -n 1 | cut -d' ' -f1)" = 'alarm(0)' ]

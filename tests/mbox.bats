@@ -373,7 +373,7 @@ ids() {
 	give
 	(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
 		strace -o trace "$POP3" -P -m B >out 2>log)
-	grep -q 'open.*\.B\.pop3-journal", O_RDWR|O_CREAT|O_EXCL|O_NOFOLLOW' "$T/trace"
+	grep -q 'open.*\.B\.pop3-journal", O_RDWR|O_CREAT|O_EXCL.*O_NOFOLLOW' "$T/trace"
 	[ "$(ls -A "$T" | grep -c journal)" = 0 ]
 	(cd "$T" && printf 'DELE 2\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
 		strace -o trace "$POP3" -P -m B >out 2>log)

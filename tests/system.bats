@@ -241,7 +241,7 @@ trace() {
 # that were opened, and crypt(3), but no calls that a longer line may cost.
 looked_up() {
 	sed -n 's/^[0-9]* *//;/recvfrom([0-9]*, "p/,/sendto([0-9]*, "R"/p' "$T/$1" |
-		grep -oE '^(openat|access|socket|connect|clone|kill|mmap|sendto)\([^)]*' |
+		grep -oE '^(open|openat|access|socket|connect|clone|kill|mmap|sendto)\([^)]*' |
 		sed 's/0x[0-9a-f]*/ADDRESS/;s/ <unfinished.*//'
 }
 
