@@ -11,7 +11,9 @@ WARNINGS = -Wall -Wextra -Wpedantic -Wshadow -Wconversion \
 	-Wstrict-prototypes -Wmissing-prototypes
 HARDENING = -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2
 CFLAGS = -O2 -g $(HARDENING)
-CPPFLAGS = -D_GNU_SOURCE $(CAGE_$(CAGE)) $(HEADERS_$(CC))
+# Files over 2 GiB, and times after 2038, where words have 32 bits.
+WIDE = -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64
+CPPFLAGS = -D_GNU_SOURCE $(WIDE) $(CAGE_$(CAGE)) $(HEADERS_$(CC))
 LDFLAGS = $(LDFLAGS_$(STATIC)) -Wl,-z,relro,-z,now
 # crypt(3) from an archive, since few sessions need it and each would load it;
 # CRYPT=-lcrypt for the shared library.
@@ -132,7 +134,7 @@ FUZZ = session mbox maildir state former journal proxy auth accounts base64
 FUZZ_SECONDS = 60
 FUZZ_CC = clang
 FUZZ_DIR = .fuzz
-FUZZ_FLAGS = -std=c11 -D_GNU_SOURCE -DNO_CAGE $(WARNINGS) -O1 -g \
+FUZZ_FLAGS = -std=c11 -D_GNU_SOURCE $(WIDE) -DNO_CAGE $(WARNINGS) -O1 -g \
 	-fno-sanitize-recover=all
 FUZZERS = $(FUZZ_DIR)/session $(FUZZ_DIR)/recovery $(FUZZ_DIR)/strangers
 # A harness includes the modules whose state it must make anew, and stands in

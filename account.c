@@ -640,10 +640,10 @@ static int
 time_left(const struct program *program)
 {
 	struct timespec now;
-	long left;
+	int64_t left;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	left = (program->until.tv_sec - now.tv_sec) * 1000 +
+	left = (int64_t)(program->until.tv_sec - now.tv_sec) * 1000 +
 	       (program->until.tv_nsec - now.tv_nsec) / 1000000;
 	return left > 0 ? (int)left : 0;
 }

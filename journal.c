@@ -333,8 +333,8 @@ journal_finish(struct journal *j)
 	    sum_stale(j, j->to, st.st_size, &r.stale) == -1 ||
 	    write_record(j, &r) == -1)
 		return failed(j, "journal: write the end");
-	if (write_at(j->mbox, (const char *)r.nonce, r.nonce_octets, j->to) ==
-		-1 ||
+	if (write_at(j->mbox, (const char *)r.nonce, (size_t)r.nonce_octets,
+		j->to) == -1 ||
 	    sync_data(j->mbox) == -1)
 		return failed(j, "mark the end");
 	r.kind = CUT;
@@ -468,10 +468,10 @@ recover_cut(struct journal *j, const struct record *r, off_t size)
 	bool stands = false;
 
 	if (size >= end) {
-		if (read_exactly(j->mbox, (char *)now, r->nonce_octets, cut) ==
-		    -1)
+		if (read_exactly(j->mbox, (char *)now, (size_t)r->nonce_octets,
+			cut) == -1)
 			return failed(j, "read");
-		stands = memcmp(now, r->nonce, r->nonce_octets) == 0;
+		stands = memcmp(now, r->nonce, (size_t)r->nonce_octets) == 0;
 	}
 	if (r->kind == CUT && !stands)
 		return remove_journal(j);

@@ -28,6 +28,10 @@
 #define MESSAGE_OCTETS_MAX ((UINT64_C(1) << 44) - 1)
 #define MESSAGE_COPY_MAX ((UINT64_C(1) << 20) - 1)
 
+_Static_assert(
+    sizeof(off_t) >= sizeof(int64_t) && sizeof(time_t) >= sizeof(int64_t),
+    "a 32-bit build needs _FILE_OFFSET_BITS=64 and _TIME_BITS=64");
+
 enum maildrop_result {
 	MAILDROP_OK,
 	MAILDROP_IN_USE,   /* another session has it: [IN-USE] */

@@ -129,11 +129,11 @@ read_exactly(int fd, char *to, size_t length, const struct timespec *until)
 	struct pollfd in = {.fd = fd, .events = POLLIN};
 	struct timespec now;
 	ssize_t n;
-	long left;
+	int64_t left;
 
 	while (length > 0) {
 		clock_gettime(CLOCK_MONOTONIC, &now);
-		left = (until->tv_sec - now.tv_sec) * 1000 +
+		left = (int64_t)(until->tv_sec - now.tv_sec) * 1000 +
 		       (until->tv_nsec - now.tv_nsec) / 1000000;
 		if (left <= 0)
 			return false;

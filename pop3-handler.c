@@ -1090,13 +1090,13 @@ answer_front(const struct front *front, char answer)
 		shutdown(front->socket, SHUT_RDWR);
 }
 
-static long
+static int64_t
 milliseconds_since(const struct timespec *then)
 {
 	struct timespec now;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (now.tv_sec - then->tv_sec) * 1000 +
+	return (int64_t)(now.tv_sec - then->tv_sec) * 1000 +
 	       (now.tv_nsec - then->tv_nsec) / 1000000;
 }
 
@@ -1107,11 +1107,11 @@ milliseconds_since(const struct timespec *then)
 static bool
 refuse_login(struct front *front, const struct timespec *came)
 {
-	long wait;
+	int64_t wait;
 
 	log_event(LOG_NOTICE, "refused", "reason=credentials");
 	front->failures++;
-	wait = (long)(front->failures * FAILURE_SECONDS * 1000) -
+	wait = (int64_t)(front->failures * FAILURE_SECONDS * 1000) -
 	       milliseconds_since(came);
 	if (wait > 0 && wire_await(front->socket, true, (int)wait) != WIRE_END)
 		return false;
