@@ -238,16 +238,24 @@ wire_flush(void)
 	return wire.ended;
 }
 
+/* Whether SIGALRM came, let in or not. */
+static bool
+time_over(void)
+{
+	sigset_t pending;
+
+	return alarmed || sigpending(&pending) == -1 ||
+	       sigismember(&pending, SIGALRM) == 1;
+}
+
 enum wire_status
 wire_settled(void)
 {
 	struct pollfd client = {.fd = CLIENT_OUT};
-	sigset_t pending;
 
 	if (wire_flush() != WIRE_OK)
 		return wire.ended;
-	if (alarmed || sigpending(&pending) == -1 ||
-	    sigismember(&pending, SIGALRM) == 1)
+	if (time_over())
 		wire.ended = WIRE_AUTOLOGOUT;
 	else if (poll(&client, 1, 0) != 0)
 		wire.ended = WIRE_GONE;
@@ -338,6 +346,11 @@ next_line(char **line, size_t *length, size_t most, size_t flood)
 		if (wire.scanned + forgotten > most) {
 			forgotten += wire.scanned;
 			wire.in_start = wire.in_end = wire.scanned = 0;
+			/* Who sends without a pause is never waited for, and
+			 * SIGALRM not let in. */
+			arm();
+			if (time_over())
+				wire.ended = WIRE_AUTOLOGOUT;
 		}
 		if (wire.reading == WIRE_BY_OCTET && forgotten > flood)
 			return wire.ended = WIRE_FLOOD;

@@ -51,6 +51,47 @@ one() {
 	logged 'reason=autologout'
 }
 
+@test "SIGALRM while a line comes that neither ends nor pauses drops the session" {
+	one
+	give
+	(cd "$T" && exec "${AS[@]}" "$POP3" -P -h pop.example.org -m M \
+		</dev/zero >out 2>log 3>&-) &
+	PID=$!
+	CLIENT=$PID
+	await grep -q login "$T/log"
+	sleep 0.2
+	kill -ALRM "$PID"
+	await gone "$PID"
+	finish
+	[ "$status" = 0 ]
+	expect "$HELLO"
+	logged 'reason=autologout retrieved=0 deleted=0 left=1'
+}
+
+@test "single octets do not prolong the time of a command, nor do those of a line that is too long" {
+	need strace
+	local line
+	one
+	printf 'alice:{PLAIN}secret:%s::::\n' "$([ "$(id -u)" != 0 ] && echo : || echo "$NOBODY:$NOBODY")" >"$T/users"
+	give
+	for line in 'NOOP%200s' 'NOOP%900s'; do
+		# shellcheck disable=SC2059
+		printf "$line\r\n" '' | (cd "$T" && "${AS[@]}" bin/dialogue -b \
+			strace -o trace -e trace=alarm,ppoll "$POP3" -P -t 700 -m M >out 2>log)
+		[ "$(grep -c '^ppoll' "$T/trace")" -ge 100 ]
+		grep -q '^alarm(700)' "$T/trace"
+		# For the command, and perhaps for the one that does not come.
+		[ "$(grep -c '^alarm(700)' "$T/trace")" -le 2 ]
+		# shellcheck disable=SC2059
+		printf "$line\r\n" '' | (cd "$T" && "${AS[@]}" bin/dialogue -b \
+			strace -f -o trace -e trace=alarm,ppoll "$POP3" -t 700 -a users >out 2>log)
+		[ "$(grep -c ' ppoll' "$T/trace")" -ge 100 ]
+		grep -q ' alarm(700' "$T/trace"
+		# That of the monitor is longer.
+		[ "$(grep -c ' alarm(700' "$T/trace")" -le 2 ]
+	done
+}
+
 @test "SIGALRM to the monitor in AUTHORIZATION ends it and the front" {
 	printf 'alice:{PLAIN}secret:::::\n' >"$T/users"
 	[ "$(id -u)" != 0 ] || printf 'alice:{PLAIN}secret:%d:%d::%s:\n' "$NOBODY" "$NOBODY" "$T" >"$T/users"
