@@ -272,6 +272,24 @@ accept_entry(
 	return ACCOUNT_ACCEPTED;
 }
 
+/* Reads a line without its LF; its whole length is stored, of which as much is
+ * kept as there is room for. False at the end of the file. */
+static bool
+read_line(FILE *in, char line[LINE_OCTETS], size_t *length)
+{
+	size_t n = 0;
+	int c;
+
+	while ((c = getc_unlocked(in)) != EOF && c != '\n') {
+		if (n < LINE_OCTETS - 1)
+			line[n] = (char)c;
+		n++;
+	}
+	line[n < LINE_OCTETS - 1 ? n : LINE_OCTETS - 1] = '\0';
+	*length = n;
+	return c != EOF || n > 0;
+}
+
 /*
  * Reads one line that is neither blank nor a comment. 1: read, 0: end of the
  * file. Reports what can be no line of such a file, and reads on.
@@ -281,20 +299,17 @@ next_entry(FILE *in, const char *file, struct entry *entry)
 {
 	const char *wrong;
 	size_t length;
-	int c;
 
-	while (fgets(entry->line, sizeof(entry->line), in) != NULL) {
+	while (read_line(in, entry->line, &length)) {
 		entry->number++;
 		wrong = NULL;
-		length = strlen(entry->line);
-		if (length == sizeof(entry->line) - 1 &&
-		    entry->line[length - 1] != '\n') {
+		if (length >= sizeof(entry->line) - 1)
 			wrong = "too long";
-			while ((c = getc(in)) != EOF && c != '\n')
-				continue;
-		}
-		entry->line[strcspn(entry->line, "\r\n")] = '\0';
-		if (*entry->line == '\0' || *entry->line == '#')
+		else if (strlen(entry->line) != length)
+			wrong = "has a NUL";
+		entry->line[strcspn(entry->line, "\r")] = '\0';
+		if ((*entry->line == '\0' && wrong == NULL) ||
+		    *entry->line == '#')
 			continue;
 		if (wrong == NULL && strchr(entry->line, ':') == NULL)
 			wrong = "no \":\"";

@@ -299,3 +299,25 @@ ids() {
 		[ "$(grep -c 'event=error' "$T/log")" = 2 ]
 	done
 }
+
+@test "what follows a NUL in the accounts file is no account, wherever it stands in its line" {
+	local n eve
+	one
+	accounts
+	eve=$(sed s/alice/eve/ "$T/users")
+	# At 8,186 of them that follows which a buffer of 8 KiB does not hold.
+	{
+		for n in {8180..8192} 1; do
+			printf 'long:'
+			octets "$n" '\0'
+			printf '%s\n' "$eve"
+		done
+		octets 10 '\0'
+		printf '\n%s\0\n' "$eve"
+	} >>"$T/users"
+	attack -a users -m %h/M <<<$'USER eve\r\nPASS secret\r\nUSER alice\r\nPASS secret\r\nQUIT\r'
+	within 4096
+	expect "$HELLO$USER_OK"'-ERR [AUTH] wrong name or password\r\n'"$USER_OK"'+OK welcome\r\n+OK 0 deleted\r\n'
+	logged 'file=users text="line 15: has a NUL"'
+	[ "$(grep -c 'event=error' "$T/log")" = 32 ]
+}

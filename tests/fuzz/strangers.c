@@ -303,7 +303,7 @@ reference_secret(
 	for (; p < end; p += line) {
 		line = line_length(p, end);
 		if (line <= length || memcmp(p, name, length) != 0 ||
-		    p[length] != ':')
+		    p[length] != ':' || memchr(p, '\0', line) != NULL)
 			continue;
 		snprintf(stored, sizeof(stored), "%.*s",
 		    (int)(line - length - 1), p + length + 1);
