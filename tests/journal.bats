@@ -392,3 +392,26 @@ fails() {
 	[ "$(grep -c '^-ERR \[SYS/TEMP\]' "$T/out")" = 2 ]
 	[ ! -e "$T/B" ]
 }
+
+@test "a journal of 2 GB with a record in it is finished like any other, within 4 MiB of memory, or 16 where mail has come since" {
+	stopped step room=$(((1 << 30) - 4096))
+	truncate -s 2G "$T/.B.pop3-journal"
+	DIAL="-m $T/mem" finished
+	[ "$(cat "$T/mem")" -lt "${RESIDENT_KIB:-4096}" ]
+	# What is delivered since goes through the whole of it.
+	stopped step room=$(((1 << 30) - 4096))
+	truncate -s 2G "$T/.B.pop3-journal"
+	{
+		printf 'From d %s\nSubject: 4\n\n' "$D"
+		yes | head -c 20000000
+		echo
+	} >"$T/four"
+	cat "$T/four" >>"$T/B"
+	DIAL="-m $T/mem" say 'STAT\r\nQUIT\r\n' -m B
+	logged 'finishing an UPDATE that was stopped'
+	# shellcheck disable=SC2059
+	printf "$ONE$THREE" | cat - "$T/four" | same - "$T/B"
+	# A step of the most octets that are moved at once, and what else there is.
+	[ "$(cat "$T/mem")" -lt "${RESIDENT_KIB:-16384}" ]
+	nothing_beside
+}
