@@ -372,10 +372,6 @@ follow(struct maildrop *md, struct message *m)
 {
 	unsigned i;
 
-	if ((m->flags & MESSAGE_AMBIGUOUS) != 0) {
-		m->flags |= MESSAGE_VANISHED;
-		return MAILDROP_VANISHED;
-	}
 	for (i = 0; i < LISTINGS; i++) {
 		if (follow_all(&md->table) == -1)
 			return maildrop_failed(md->path, "list");

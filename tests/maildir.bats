@@ -19,8 +19,9 @@ ids() {
 	message cur/1000000010.M4P1.h:2,
 	message new/999.x.h
 	message cur/1000000010.M20P1.h:2,S
+	message new/1000000009.M5000000P1.h
 	say 'UIDL\r\nQUIT\r\n' -m M
-	[ "$(ids | tr '\n' ' ')" = '999.x.h 1000000009.M9P1.h 1000000010.M4P1.h 1000000010.M20P1.h 1000000010.M500P1.h ' ]
+	[ "$(ids | tr '\n' ' ')" = '999.x.h 1000000009.M9P1.h 1000000009.M5000000P1.h 1000000010.M4P1.h 1000000010.M20P1.h 1000000010.M500P1.h ' ]
 }
 
 @test "a name without a time of delivery is ordered by the file's" {
@@ -42,6 +43,31 @@ ids() {
 	say 'STAT\r\nUIDL\r\nQUIT\r\n' -m M
 	has '+OK 1 17' "$T/out"
 	[ "$(ids)" = 1.a ]
+}
+
+@test "where the file system tells no types, they are asked for" {
+	need_mounts
+	need mkfs.ext4 losetup
+	truncate -s 8M "$T/image"
+	mkfs.ext4 -q -O ^filetype -F "$T/image"
+	mkdir "$T/disk"
+	cat >"$T/mounted" <<-'S'
+		set -e
+		mount -o loop "$1/image" "$1/disk" || exit 77
+		mkdir -p "$1/disk/M/cur" "$1/disk/M/new" "$1/disk/M/tmp" "$1/disk/M/new/3.c"
+		printf 'Subject: x\n\nx\n' >"$1/disk/M/new/1.a"
+		ln -s "$1/disk/M/new/1.a" "$1/disk/M/cur/4.d:2,S"
+		mkfifo "$1/disk/M/cur/5.e:2,S"
+		chown -R 65534:65534 "$1/disk"
+		shift
+		"$@" -m disk/M
+	S
+	(cd "$T" && printf 'STAT\r\nRETR 1\r\nQUIT\r\n' | unshare -m sh mounted "$T" "${AS[@]}" \
+		bin/dialogue "$POP3" -P -h pop.example.org >out 2>log) || {
+		[ $? != 77 ] || skip "needs mount -o loop"
+		false
+	}
+	expect "$HELLO"'+OK 1 17\r\n+OK 17 octets\r\nSubject: x\r\n\r\nx\r\n.\r\n+OK 0 deleted\r\n'
 }
 
 @test "a message keeps its unique-id when it moves from new to cur and changes flags" {
@@ -128,13 +154,57 @@ ids() {
 	[ -z "$(ls "$T/M/new")$(ls "$T/M/cur")" ]
 }
 
+@test "one file with two names in cur is one message, and both go" {
+	message cur/1.a:2,
+	ln "$T/M/cur/1.a:2," "$T/M/cur/1.a:2,S"
+	message cur/2.b:2, two
+	say 'STAT\r\nDELE 1\r\nQUIT\r\n' -m M
+	has '+OK 2 22' "$T/out"
+	has '+OK 1 deleted' "$T/out"
+	[ "$(ls "$T/M/cur")" = 2.b:2, ]
+}
+
+@test "two files with one base name stay two messages with their ids in the next session" {
+	message new/foo one
+	message cur/foo:2,S three
+	touch -d @1000000000 "$T/M/new/foo"
+	touch -d @1000000001 "$T/M/cur/foo:2,S"
+	say 'UIDL\r\nQUIT\r\n' -m M
+	ids >"$T/first"
+	# In another order.
+	touch -d @1000000002 "$T/M/new/foo"
+	message cur/9999999999.z:2,
+	say 'UIDL\r\nRETR 1\r\nRETR 2\r\nQUIT\r\n' -m M
+	[ "$(ids | wc -l)" = 3 ]
+	cmp "$T/first" <(ids | sed -n '1h;2{p;x;p;q}')
+	has '+OK 7 octets' "$T/out"
+	has '+OK 5 octets' "$T/out"
+}
+
+@test "of two files with one base name none is followed where a reader moves it, and it stays" {
+	message cur/foo:2,S one
+	message new/foo two
+	touch -d @1000000000 "$T/M/cur/foo:2,S"
+	touch -d @1000000001 "$T/M/new/foo"
+	converse -P -m M
+	mv "$T/M/cur/foo:2,S" "$T/M/cur/foo:2,RS"
+	tell 'RETR 1\r\nDELE 1\r\nRETR 2\r\nQUIT\r\n'
+	hang_up
+	expect "$HELLO"'-ERR somebody else has removed the message\r\n+OK message 1 deleted\r\n+OK 5 octets\r\ntwo\r\n.\r\n+OK 0 deleted\r\n'
+	[ "$(cat "$T/M/cur/foo:2,RS")" = one ]
+	[ "$(cat "$T/M/new/foo")" = two ]
+}
+
 @test "a message that a reader moves during the session is still sent and removed" {
 	message new/1.a 'Subject: one\n\n1\n'
 	message new/2.b 'Subject: two\n\n2\n'
 	converse -P -m M
 	mv "$T/M/new/1.a" "$T/M/cur/1.a:2,S"
+	# Among others that were delivered since.
+	touch "$T/M/new/0.z" "$T/M/new/1.b" "$T/M/cur/3.c:2,"
 	tell 'RETR 1\r\n'
 	has 'Subject: one' "$T/out"
+	rm "$T/M/new/0.z" "$T/M/new/1.b" "$T/M/cur/3.c:2,"
 	mv "$T/M/cur/1.a:2,S" "$T/M/cur/1.a:2,RS"
 	mv "$T/M/new/2.b" "$T/M/cur/2.b:2,S"
 	tell 'DELE 1\r\nQUIT\r\n'
@@ -180,6 +250,31 @@ ids() {
 	[ "$(ls "$T/M/cur" | wc -l)" = 2 ]
 }
 
+@test "a marked message that another has rewritten under another name is not removed" {
+	message cur/1.a:2, one
+	message cur/2.b:2, two
+	converse -P -m M
+	tell 'DELE 1\r\nDELE 2\r\n'
+	rm "$T/M/cur/1.a:2,"
+	message cur/1.a:2,S 'one, and what a reader has added'
+	tell 'QUIT\r\n'
+	hang_up
+	expect "$HELLO"'+OK message 1 deleted\r\n+OK message 2 deleted\r\n-ERR [SYS/TEMP] some deleted messages not removed\r\n'
+	logged 'file=1.a:2,S text="changed by another during the session"'
+	[ "$(ls "$T/M/cur")" = 1.a:2,S ]
+}
+
+@test "a message in whose place a symlink stands now is not sent" {
+	message cur/1.a:2, one
+	message cur/2.b:2, two
+	printf top >"$T/M/tmp/secret"
+	converse -P -m M
+	ln -sf ../tmp/secret "$T/M/cur/1.a:2,"
+	tell 'RETR 1\r\nRETR 2\r\nQUIT\r\n'
+	hang_up
+	expect "$HELLO"'-ERR [SYS/PERM] the maildrop cannot be used\r\n+OK 5 octets\r\ntwo\r\n.\r\n+OK 0 deleted\r\n'
+}
+
 @test "mail delivered during the session is not numbered, and stays" {
 	message cur/1.a:2, one
 	converse -P -m M
@@ -199,6 +294,57 @@ ids() {
 	expect "$HELLO"'+OK 1 5\r\n+OK 5 octets\r\ntwo\r\n.\r\n+OK 0 deleted\r\n'
 	logged 'file=1.a:2, text="left out: Permission denied"'
 	[ -e "$T/M/cur/1.a:2," ]
+}
+
+@test "a Maildir without rights to it, its cur or its new is [SYS/PERM], not an empty one" {
+	local each
+	message cur/1.a:2, one
+	for each in M M/cur M/new; do
+		give
+		chmod 0 "$T/$each"
+		say 'STAT\r\nQUIT\r\n' -m M
+		chmod 700 "$T/$each"
+		expect '-ERR [SYS/PERM] the maildrop cannot be used\r\n'
+		logged 'Permission denied'
+	done
+	[ "$(ls -A "$T/M")" = $'cur\nnew\ntmp' ]
+}
+
+@test "a Maildir that cannot be listed or read to its end is not served as a smaller one" {
+	need strace
+	local call n
+	message cur/1.a:2, one
+	message new/2.b two
+	give
+	for call in openat:error=EMFILE getdents64:error=EIO pread64:error=EIO newfstatat,fstat:error=EIO; do
+		for ((n = 1; n <= 20; n++)); do
+			rm -f "$T/M/pop3-state"
+			(cd "$T" && printf 'STAT\r\n' | "${AS[@]}" bin/dialogue strace -o trace \
+				-P "$T/M/cur" -P "$T/M/new" -P "$T/M/cur/1.a:2," -e inject="$call:when=$n" \
+				"$POP3" -P -h pop.example.org -m M >out 2>log)
+			grep -q INJECTED "$T/trace" || break
+			# What the cage opens, it has twice.
+			grep -q 'O_PATH.*INJECTED' "$T/trace" && continue
+			echo "$call $n" >&2
+			has '-ERR [SYS/TEMP] the maildrop cannot be used now' "$T/out"
+			lacks '+OK 1' "$T/out"
+			say 'STAT\r\n' -m M
+			expect "$HELLO"'+OK 2 10\r\n'
+		done
+		[ "$n" -gt 1 ]
+	done
+}
+
+@test "a directory that cannot be listed any more makes a message that moved an error, and it stays" {
+	message cur/1.a:2, one
+	converse -P -m M
+	mv "$T/M/cur/1.a:2," "$T/M/cur/1.a:2,S"
+	chmod 300 "$T/M/cur"
+	tell 'RETR 1\r\nDELE 1\r\nQUIT\r\n'
+	hang_up
+	chmod 700 "$T/M/cur"
+	expect "$HELLO"'-ERR [SYS/PERM] the maildrop cannot be used\r\n+OK message 1 deleted\r\n-ERR [SYS/PERM] nothing removed\r\n'
+	[ -e "$T/M/cur/1.a:2,S" ]
 }
 
 @test "QUIT says -ERR where a directory lets nothing be removed" {
@@ -224,6 +370,55 @@ ids() {
 	say 'DELE 1\r\nQUIT\r\n' -m M
 	has '+OK 1 deleted' "$T/out"
 	[ ! -e "$T/M/maildirsize" ]
+}
+
+@test "a maildirsize that is a symlink, may not be written or has no room harms no removal" {
+	need strace
+	local each inject
+	for each in symlink rights room; do
+		message cur/1.a:2,
+		rm -f "$T/M/maildirsize"
+		printf '1000S\n' | tee "$T/M/tmp/elsewhere" >"$T/M/maildirsize"
+		give
+		inject=
+		case $each in
+		room) inject="-P $T/M/maildirsize -e inject=write:error=ENOSPC" ;;
+		symlink) ln -sf tmp/elsewhere "$T/M/maildirsize" ;;
+		rights) chmod 400 "$T/M/maildirsize" ;;
+		esac
+		# shellcheck disable=SC2086 # words
+		(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue strace -o trace \
+			$inject "$POP3" -P -m M >out 2>log)
+		has '+OK 1 deleted' "$T/out"
+		logged "file=$T/M text=\"maildirsize: "
+		[ "$(cat "$T/M/tmp/elsewhere")$(cat "$T/M/maildirsize")" = 1000S1000S ]
+		[ -z "$(ls "$T/M/cur")" ]
+	done
+}
+
+@test "a removal that cannot be made durable is no +OK" {
+	need strace
+	local each
+	for each in M/cur M/new; do
+		message cur/1.a:2,
+		give
+		(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue strace -o trace \
+			-P "$T/$each" -e inject=fsync:error=EIO "$POP3" -P -m M >out 2>log)
+		logged "file=$T/M text=\"fsync: Input/output error\""
+		has '-ERR [SYS/TEMP]' "$T/out"
+		lacks '+OK 1 deleted' "$T/out"
+	done
+}
+
+@test "a message that is never where a listing shows it is not called removed" {
+	need strace
+	message cur/1.a:2,
+	give
+	(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue strace -o trace \
+		-P "$T/M/cur" -e inject=unlinkat:error=ENOENT "$POP3" -P -m M >out 2>log)
+	has '-ERR [SYS/TEMP] nothing removed' "$T/out"
+	[ "$(grep -c '^unlinkat.*INJECTED' "$T/trace")" = 3 ]
+	[ -e "$T/M/cur/1.a:2," ]
 }
 
 @test "UPDATE has removed and moved messages durably before it answers" {
