@@ -93,7 +93,7 @@ SLOW = tests/superserver.bats tests/powercut.bats tests/faults.bats \
 	tests/storm.bats tests/diskfull.bats tests/takeover.bats \
 	tests/yield.bats tests/auth-slow.bats tests/tls.bats tests/cage.bats \
 	tests/clients.bats tests/balancer.bats tests/thousand.bats tests/conformance-peers.bats \
-	tests/state-slow.bats tests/attacks-slow.bats tests/package.bats tests/systemd.bats \
+	tests/state-slow.bats tests/attacks-slow.bats tests/races.bats tests/package.bats tests/systemd.bats \
 	tests/fuzz.bats tests/sessions.bats
 # What to measure: all, or some of retr, open, poll, list, quit, session,
 # memory, growth, update.

@@ -381,6 +381,17 @@ fails() {
 	logged "text=\"fsync: $EIO\""
 }
 
+@test "a cut that cannot be made leaves the mbox as it was" {
+	need strace
+	stopped step
+	rm "$T/.B.pop3-journal"
+	fails ftruncate:error=EIO 'DELE 2\r\nDELE 3\r\nQUIT\r\n'
+	has '-ERR [SYS/TEMP] nothing removed' "$T/out"
+	logged 'text="cut: Input/output error"'
+	same "$T/before" "$T/B"
+	nothing_beside
+}
+
 @test "an mbox that is gone at QUIT makes it an error" {
 	stopped step
 	rm "$T/.B.pop3-journal"

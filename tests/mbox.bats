@@ -284,6 +284,71 @@ ids() {
 	[ "$(grep -c '^Subject' "$T/spool/B")" = 2 ]
 }
 
+@test "a directory of -d that others could change is not used" {
+	local kind
+	mkdir "$T/spool"
+	three
+	mv "$T/B" "$T/spool/B"
+	give
+	chmod 555 "$T/spool"
+	for kind in group others symlink file; do
+		rm -rf "$T/side" "$T/elsewhere"
+		mkdir "$T/side" "$T/elsewhere"
+		case $kind in
+		group) chmod 770 "$T/side" ;;
+		others) chmod 707 "$T/side" ;;
+		symlink) rmdir "$T/side"; ln -s elsewhere "$T/side" ;;
+		file) rmdir "$T/side"; touch "$T/side" ;;
+		esac
+		say 'DELE 1\r\nQUIT\r\n' -m spool/B -d "$T/side"
+		has '-ERR [SYS/PERM] nothing removed' "$T/out"
+		logged "file=$T/side text=\"option -d: not a directory of the user's alone\""
+		[ -z "$(find "$T" -name '.B.*')" ]
+	done
+	chmod 755 "$T/spool"
+}
+
+@test "a path that leaves no room for what stands beside the mbox is refused" {
+	local path=$T/ n
+	while [ ${#path} -lt 3800 ]; do
+		path+=$(printf '%0200d' 0)/
+	done
+	n=$((4085 - ${#path}))
+	while [ $n -gt 200 ]; do
+		path+=$(printf '%0100d' 0)/
+		n=$((n - 101))
+	done
+	path+=$(printf "%0${n}d" 0)
+	mkdir -p "${path%/*}"
+	three
+	mv "$T/B" "$path"
+	say 'STAT\r\nQUIT\r\n' -m "$path"
+	expect '-ERR [SYS/TEMP] the maildrop cannot be used now\r\n'
+	logged 'File name too long'
+	# A Maildir needs none: it is served without a lock.
+	rm "$path"
+	mkdir -p "$path"/{cur,new,tmp}
+	(cd "$path" && echo x >cur/1.a)
+	say 'RETR 1\r\nDELE 1\r\nQUIT\r\n' -m "$path"
+	expect "$HELLO"'+OK 3 octets\r\nx\r\n.\r\n+OK message 1 deleted\r\n+OK 1 deleted\r\n'
+	logged 'no session lock'
+	[ -z "$(cd "$path/cur" && ls)" ]
+}
+
+@test "an mbox of more than 16 TiB is refused" {
+	need_mounts
+	mkdir "$T/disk"
+	printf '%s\n\nx\n' "$FROM" >"$T/B"
+	give
+	# shellcheck disable=SC2016
+	(cd "$T" && printf 'STAT\r\nQUIT\r\n' | unshare -m sh -ec 'mount -t tmpfs -o mode=777 tmpfs disk
+		cp -p B disk
+		truncate -s 17T disk/B
+		exec "$@"' sh "${AS[@]}" bin/dialogue "$POP3" -P -h pop.example.org -m disk/B >out 2>log)
+	expect '-ERR [SYS/PERM] the maildrop cannot be used\r\n'
+	logged 'too large'
+}
+
 @test "a message that a reader gives a Status can be removed, but is not sent with other octets" {
 	three
 	converse -P -m B
@@ -305,6 +370,36 @@ ids() {
 	hang_up
 	expect "$HELLO"'-ERR [SYS/TEMP] the maildrop cannot be used now\r\n+OK 19 octets\r\nSubject: 2\r\n\r\ntwo\r\n.\r\n+OK 21 octets\r\nSubject: 3\r\n\r\nthree\r\n.\r\n+OK message 2 deleted\r\n+OK 1 deleted\r\n'
 	holds "From c $D\nSubject: 3\n\nthree\n\nFrom d $D\nSubject: 4\n\nfour\n\n"
+}
+
+@test "behind a message of ours that a stranger's follows now, only that one is in doubt" {
+	three
+	converse -P -m B
+	printf "From a $D\nSubject: 1\n\none\n\nFrom x $D\nSubject: x\n\nstranger\n\nFrom b $D\nSubject: 2\n\ntwo\n\nFrom c $D\nSubject: 3\n\nthree\n\n" >"$T/C"
+	cat "$T/C" >"$T/B"
+	tell 'RETR 1\r\nRETR 2\r\nDELE 1\r\nDELE 2\r\nQUIT\r\n'
+	hang_up
+	expect "$HELLO"'-ERR [SYS/TEMP] the maildrop cannot be used now\r\n+OK 19 octets\r\nSubject: 2\r\n\r\ntwo\r\n.\r\n+OK message 1 deleted\r\n+OK message 2 deleted\r\n-ERR [SYS/TEMP] some deleted messages not removed\r\n'
+	holds "From a $D\nSubject: 1\n\none\n\nFrom x $D\nSubject: x\n\nstranger\n\nFrom c $D\nSubject: 3\n\nthree\n\n"
+}
+
+@test "among very many strangers nothing is looked for any more, and nothing removed" {
+	local n
+	three
+	converse -P -m B
+	{
+		for n in {1..70}; do
+			printf "From x $D\nSubject: x%d\n\nstranger\n\n" "$n"
+		done
+		cat "$T/B"
+	} >"$T/C"
+	cat "$T/C" >"$T/B"
+	tell 'RETR 1\r\nDELE 2\r\nQUIT\r\n'
+	hang_up
+	expect "$HELLO"'-ERR [SYS/TEMP] the maildrop cannot be used now\r\n+OK message 2 deleted\r\n-ERR [SYS/TEMP] nothing removed\r\n'
+	same "$T/C" "$T/B"
+	say 'STAT\r\nQUIT\r\n' -m B
+	has '+OK 73 ' "$T/out"
 }
 
 @test "a marked message that is not found again is not called removed" {
@@ -343,6 +438,14 @@ ids() {
 	(cd "$T" && printf 'RETR 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
 		strace -o trace -e trace=fcntl "$POP3" -P -m B >out 2>log)
 	[ "$(grep -c 'F_SETLK,.*F_WRLCK' "$T/trace")" = 2 ]
+	# Nor is it read where a journal was all that was left.
+	: >"$T/.B.pop3-journal"
+	give
+	(cd "$T" && printf 'STAT\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue strace -o trace -P "$T/B" \
+		-e trace=pread64 "$POP3" -P -h pop.example.org -m B >out 2>log)
+	expect "$HELLO"'+OK 3 59\r\n+OK 0 deleted\r\n'
+	[ ! -e "$T/.B.pop3-journal" ]
+	[ "$(grep -c pread64 "$T/trace")" -le 1 ]
 }
 
 @test "a signal during UPDATE waits until it is done" {
@@ -561,6 +664,25 @@ ids() {
 	done
 }
 
+
+@test "the end of a long line is no empty line, wherever the blocks end" {
+	local end empty count length
+	for end in '\n' '\r\n'; do
+		for empty in '' "$end"; do
+			for length in {131069..131073}; do
+				{
+					printf "From a $D${end}Subject: 1$end$end"
+					head -c $((length - $(printf "From a $D${end}Subject: 1$end$end" | wc -c))) /dev/zero | tr '\0' x
+					printf "$end${empty}From b $D${end}Subject: 2$end${end}x$end"
+				} >"$T/B"
+				rm -f "$T/.B.pop3-state"
+				say 'STAT\r\n' -m B
+				[ -z "$empty" ] && count=1 || count=2
+				has "+OK $count " "$T/out"
+			done
+		done
+	done
+}
 
 @test "of an mbox that has just changed, sending all messages reads each a few times, not all for each" {
 	need strace

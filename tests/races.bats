@@ -31,10 +31,13 @@ stop() {
 	stopped 1
 }
 
+halted() {
+	[ "$(grep -c 'stopped by SIGSTOP' "$T/trace")" -ge "$1" ]
+}
+
 # stopped N: so often, by now.
 stopped() {
-	# shellcheck disable=SC2016
-	await eval '[ "$(grep -c "stopped by SIGSTOP" "$T/trace")" -ge '"$1" ]
+	await halted "$1"
 	PID=$(sed -n 's/^\([0-9]*\) .*stopped by SIGSTOP.*/\1/p' "$T/trace" | head -n 1)
 }
 
@@ -85,7 +88,7 @@ go_on() {
 	[ ${#left[@]} = 2 ]
 	rm "$T/M/cur/${left[0]}:2," "$T/M/cur/${left[1]}:2,"
 	mkdir "$T/M/cur/${left[1]}:2,"
-	name=$(cd "$T/M/cur" && ls -d [xyz]:2, | grep -v "^${left[1]}")
+	name=$(find "$T/M/cur" -type f -name '[xyz]:2,' -printf %f)
 	go_on
 	expect "$HELLO+OK unique-ids follow\r\n1 1.a\r\n2 ${name%:*}\r\n.\r\n+OK 0 deleted\r\n"
 }
@@ -163,4 +166,109 @@ go_on() {
 	[ "$(cat "$T/M/cur/1.a:2,")" = second ]
 	[ -e "$T/M/cur/2.b:2," ]
 	[ ! -e "$T/M/new/2.b" ]
+}
+
+# ---- mbox ----
+
+D='Mon Jan  1 00:00:00 2024'
+
+three() {
+	# shellcheck disable=SC2059
+	printf "From a $D\nSubject: 1\n\none\n\nFrom b $D\nSubject: 2\n\ntwo\n\nFrom c $D\nSubject: 3\n\nthree\n\n" >"$T/B"
+}
+
+# linked N: so often a dotlock was tried, by now.
+linked() {
+	[ "$(grep -c ' link(.*B.lock' "$T/trace")" -ge "$1" ]
+}
+
+# waits_for TEXT: the session, going on, leaves the dotlock that says TEXT alone
+# until it is removed; then it removes the first message.
+waits_for() {
+	local tries
+	tries=$(grep -c ' link(.*B.lock' "$T/trace")
+	kill -CONT "$PID"
+	await linked $((tries + 2))
+	[ "$(cat "$T/B.lock")" = "$1" ]
+	has '+OK pop' "$T/out"
+	lacks '+OK 3' "$T/out"
+	rm "$T/B.lock"
+	finish
+	expect "$HELLO"'+OK 3 59\r\n+OK message 1 deleted\r\n+OK 1 deleted\r\n'
+	[ "$(grep -c '^Subject' "$T/B")" = 2 ]
+	lacks 'abandoned' "$T/log"
+	[ ! -e "$T/B.lock" ]
+}
+
+@test "a stale dotlock that changes hands while it is judged is not taken from its new holder" {
+	local inject
+	# Behind each call that looks at it, and behind its removal.
+	for inject in link newfstatat unlink; do
+		three
+		: >"$T/B.lock"
+		touch -d '11 minutes ago' "$T/B.lock"
+		give
+		stop $inject:signal=STOP:when=1 B.lock 'STAT\r\nDELE 1\r\nQUIT\r\n' -m B
+		rm -f "$T/B.lock"
+		echo another >"$T/B.lock"
+		echo "$inject" >&2
+		waits_for another
+		rm -f "$T"/.B.*
+	done
+}
+
+@test "a dotlock that goes, or becomes something else, while it is judged is no error" {
+	three
+	: >"$T/B.lock"
+	stop link:signal=STOP:when=1 B.lock 'STAT\r\nQUIT\r\n' -m B
+	rm "$T/B.lock"
+	go_on
+	expect "$HELLO"'+OK 3 59\r\n+OK 0 deleted\r\n'
+	rm -f "$T"/.B.*
+	: >"$T/B.lock"
+	touch -d '11 minutes ago' "$T/B.lock"
+	stop link:signal=STOP:when=1 B.lock 'STAT\r\nQUIT\r\n' -m B
+	rm "$T/B.lock"
+	mkdir "$T/B.lock"
+	touch -d '11 minutes ago' "$T/B.lock"
+	kill -CONT "$PID"
+	await linked 3
+	rmdir "$T/B.lock"
+	finish
+	expect "$HELLO"'+OK 3 59\r\n+OK 0 deleted\r\n'
+}
+
+@test "a file that is no mbox any more when it is scanned is left as it is" {
+	three
+	stop pread64:signal=STOP:when=1 B 'STAT\r\nDELE 1\r\nQUIT\r\n' -m B
+	seq 100 >"$T/B"
+	go_on
+	expect "$HELLO"'-ERR [SYS/PERM] the maildrop cannot be used\r\n'
+	logged 'not an mbox: no From_ line'
+	[ "$(cat "$T/B")" = "$(seq 100)" ]
+	[ ! -e "$T/B.lock" ]
+}
+
+@test "an mbox in whose place the file of another, or a symlink, stands at QUIT is not touched" {
+	local kind
+	for kind in file symlink; do
+		three
+		rm -f "$T"/.B.*
+		give
+		converse -P -m B
+		tell 'DELE 1\r\n'
+		cp "$T/B" "$T/other"
+		chmod 666 "$T/other"
+		case $kind in
+		file) [ "$(id -u)" = 0 ] || continue; rm "$T/B"; cp "$T/other" "$T/B"; chmod 666 "$T/B" ;;
+		symlink) ln -sf other "$T/B" ;;
+		esac
+		tell 'RETR 2\r\nRETR 2\r\nQUIT\r\n'
+		hang_up
+		echo $kind >&2
+		[ "$(grep -c '^-ERR \[SYS/' "$T/out")" = 3 ]
+		has 'nothing removed' "$T/out"
+		[ "$(grep -c '^Subject' "$T/B")" = 3 ]
+		[ ! -e "$T/B.lock" ]
+	done
 }
