@@ -212,6 +212,25 @@ refused() {
 	logged 'file=users text="line 2: uid is not a number or missing"'
 }
 
+@test "an account with a gid or a home that is none is refused, and the log says why" {
+	local n fields
+	for fields in 0x1:: 1.5:: -1:: 4294967295:: "$NOBODY::home" "$NOBODY::/$(printf '%04096d' 0)"; do
+		n=$((n + 1))
+		printf 'user%d:{PLAIN}secret:%s:%s::\n' "$n" "$NOBODY" "$fields" >>"$T/users"
+	done
+	give
+	for n in {1..6}; do
+		try "$HELLO"'+OK now the password\r\n-ERR [SYS/PERM] this account cannot be used\r\n+OK bye\r\n' \
+			"USER user$n\r\nPASS secret\r\nQUIT\r\n" -a users
+	done
+	tried
+	for n in {1..4}; do
+		logged "file=users text=\"line $n: gid is not a number or missing\""
+	done
+	logged 'file=users text="line 5: home is not an absolute path"'
+	logged 'file=users text="line 6: home is too long"'
+}
+
 @test "a line of more than 8 KiB is reported and does not hide the next" {
 	printf 'long:{PLAIN}%9000s\n' x >"$T/users"
 	alice
@@ -247,6 +266,33 @@ refused() {
 	mkfifo -m 600 "$T/users"
 	login 'USER alice\r\nPASS secret\r\nQUIT\r\n' -a users
 	logged 'file=users text="not a regular file"'
+}
+
+@test "an accounts file of another user is not believed" {
+	need_root
+	alice
+	give
+	chown 12345 "$T/users"
+	chmod 644 "$T/users"
+	try "$HELLO"'+OK now the password\r\n-ERR [SYS/TEMP] logins are not possible now\r\n+OK bye\r\n' \
+		'USER alice\r\nPASS secret\r\nQUIT\r\n' -a users -m %h/M
+	tried
+	logged "file=users text=\"owned by neither root nor uid $NOBODY\""
+}
+
+@test "an accounts file that cannot be read to its end decides nothing" {
+	need strace
+	alice
+	seq -f 'user%.0f:{PLAIN}x:1:1::/::' 1000 >>"$T/users"
+	give
+	local n
+	for n in 1 2; do
+		(cd "$T" && printf 'USER alice\r\nPASS secret\r\nUSER alice\r\nPASS secret\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
+			strace -o trace -P "$T/users" -e inject=read:error=EIO:when=$n "$POP3" -h pop.example.org \
+			-a "$T/users" -m %h/M >out 2>log)
+		expect "$HELLO"'+OK now the password\r\n-ERR [SYS/TEMP] logins are not possible now\r\n+OK now the password\r\n+OK welcome\r\n+OK 0 deleted\r\n'
+		logged "file=$T/users text=\"cannot be read\""
+	done
 }
 
 @test "unknown name, wrong secret and plain secret cost one crypt(3) each" {
@@ -335,6 +381,74 @@ status_of() {
 	root_login 'USER alice\r\nPASS secret\r\nQUIT\r\n' -a users -m %h/M
 	has '-ERR [SYS/PERM]' "$T/out"
 	logged "file=$T/M text=\"owned by uid $NOBODY, not by the user\""
+}
+
+# lie EXPRESSION [ARG...]: what the monitor makes of a front that somebody has
+# taken over, and that sends the records of a Python expression.
+lie() {
+	local lies=$1
+	shift
+	rm -f "$T/pid" "$T/in"
+	mkfifo "$T/in"
+	(cd "$T" && bin/dialogue -t pipe -i pid "$POP3" -h pop.example.org -a users -m %h/M "$@" \
+		<in >out 2>log 3>&-) &
+	CLIENT=$!
+	exec 7>"$T/in"
+	await has +OK "$T/out"
+	PID=$(cat "$T/pid")
+	python3 - "$PID" "$lies" <<-'P'
+		import ctypes, os, socket, sys
+
+		front = int(open("/proc/%s/task/%s/children" % (sys.argv[1], sys.argv[1])).read())
+		ends = [fd for fd in os.listdir("/proc/%d/fd" % front)
+		        if os.readlink("/proc/%d/fd/%s" % (front, fd)).startswith("socket:")]
+		libc = ctypes.CDLL(None, use_errno=True)
+		process = libc.syscall(434, front, 0)
+		for number in ends:
+		    fd = libc.syscall(438, process, int(number), 0)
+		    try:
+		        end = socket.socket(fileno=fd)
+		        if end.type == socket.SOCK_SEQPACKET:
+		            break
+		    except OSError:
+		        pass
+		else:
+		    sys.exit("no socket of the front")
+		for record in eval(sys.argv[2]):
+		    try:
+		        end.send(record)
+		    except ConnectionError:
+		        break
+	P
+	echo "$lies" >&2
+	exec 7>&-
+	wait "$CLIENT" || :
+	lacks '+OK welcome' "$T/out"
+	lacks 'event=login' "$T/log"
+}
+
+@test "the monitor believes no front that is taken over" {
+	need_root
+	need python3
+	alice
+	give
+	chown root "$T/users"
+	# No record, halves of one, and more than one.
+	local record
+	for record in 'b"p"' 'b"palice\0"' 'b"palice\0secret"' 'b"palice\0secret\0x"'; do
+		lie "[$record]"
+		logged 'file=front text="malformed request"'
+	done
+	for record in 'b"x"' 'b"e\xff"' 'b"dalice\0d41d8cd98f00b204e9800998ecf8427e\0"'; do
+		lie "[$record]"
+		logged 'reason=disconnect'
+	done
+	lie '[b"palice\0secret\0"]' -s
+	logged 'reason=disconnect'
+	lie '[b"t"]'
+	logged 'file=STLS text="no TLS with this client"'
+	lie '[b"a"] * 1000'
+	logged 'reason=nonsense'
 }
 
 @test "as root an account without ids is refused" {

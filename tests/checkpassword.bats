@@ -244,6 +244,14 @@ temporary() {
 	done
 }
 
+@test "a report that has no room for a path, and a command of too many words, are [SYS/TEMP]" {
+	alice
+	printf '#!/bin/sh\nHOME=/%s exec "$@"\n' "$(printf '%04096d' 0)" >"$T/bin/long"
+	chmod 755 "$T/bin/long"
+	temporary "file=$T/bin/long text=\"exit status 65\"" "$T/bin/long"
+	temporary 'file=-c text="cannot be run"' "true $(seq -s ' ' 40)"
+}
+
 @test "what a program runs tells nobody who it is, unless it was asked by a login" {
 	status=0
 	"$POP3" --report-account </dev/null >"$T/out" 2>"$T/log" 4>"$T/four" || status=$?

@@ -124,6 +124,23 @@ usage() {
 	no grep -q 'etc\|1\.2\.3\.4' "$T/log"
 }
 
+@test "a home or a path that is too long is none, and is refused where it is meant" {
+	local long
+	long=/$(printf '%04096d' 0)
+	maildir M
+	export HOME=$long
+	say 'STAT\r\nQUIT\r\n' -m %h/M -m M
+	expect "$HELLO"'+OK 0 0\r\n+OK 0 deleted\r\n'
+	logged 'file=%h/M text="passed over: the home is not known"'
+	export HOME=$T USER=me
+	MAILDIR=$long say 'STAT\r\nQUIT\r\n'
+	expect '-ERR [SYS/PERM] the maildrop cannot be used\r\n'
+	logged 'text="File name too long"'
+	say 'STAT\r\nQUIT\r\n' -m "/$(printf '%04090d' 0)%u%u%u" -m M
+	expect '-ERR [SYS/PERM] the maildrop cannot be used\r\n'
+	logged 'text="File name too long"'
+}
+
 @test "a user without an entry among the system's accounts is served by -P" {
 	need_root
 	maildir M
