@@ -385,6 +385,20 @@ FOUR='000000036553f101 000000056553f101 000000086553f101 000000096553f101'
 	gives "$FOUR" -m B
 }
 
+@test "ids taken over stay where very many messages are delivered since" {
+	local n
+	four
+	ids -m B
+	[ "$IDS" = "$FOUR" ]
+	for n in {1..300}; do
+		printf "From x $D\nSubject: new %d\n\nx\n\n" "$n"
+	done >>"$T/B"
+	ids -m B
+	[ "$(wc -w <<<"$IDS")" = 304 ]
+	[ "$(cut -d' ' -f1-4 <<<"$IDS")" = "$FOUR" ]
+	[ "$(cut -d' ' -f5- <<<"$IDS" | tr ' ' '\n' | grep -cE "^$DIGEST(\.[0-9]+)?$")" = 300 ]
+}
+
 @test "X-IMAP in the internal record makes them UW's: the validity first" {
 	box "$RECORD$FIRST\nSubject: 1\nX-UID: 3\n\n1\n\nFrom b $D\nX-UID: 9\nSubject: 2\n\n2\n\n"
 	gives '6553f10100000003 6553f10100000009' -m B

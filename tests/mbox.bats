@@ -121,6 +121,39 @@ ids() {
 	expect "$HELLO"'+OK 0 0\r\n+OK 0 deleted\r\n'
 }
 
+@test "a symlink in a directory of the user's is followed, and the locks stand beside what it leads to" {
+	mkdir "$T/D"
+	three
+	mv "$T/B" "$T/D/real"
+	ln -s D/real "$T/B"
+	: >"$T/D/real.lock"
+	begin 'DELE 1\r\nQUIT\r\n' -- -P -m B
+	await has +OK "$T/out"
+	rm "$T/D/real.lock"
+	finish
+	has '+OK 1 deleted' "$T/out"
+	[ "$(grep -c '^Subject' "$T/D/real")" = 2 ]
+	[ -h "$T/B" ]
+	[ "$(cd "$T" && find D -type f | sort | tr '\n' ' ')" = 'D/.real.pop3-state D/real ' ]
+}
+
+@test "a message of several blocks is sent whole, and its top to the line" {
+	local long
+	long=$(printf '%0300000d' 0)
+	{
+		printf '%s\nSubject: 1\nX-Long: %s\n\n' "$FROM" "$long"
+		printf '%s\n' "$long" last
+		printf '\n%s\nSubject: 2\n\ntwo\n\n' "$FROM"
+	} >"$T/B"
+	say 'RETR 1\r\nTOP 1 0\r\nTOP 1 1\r\nQUIT\r\n' -m B
+	{
+		printf "$HELLO+OK 600032 octets\r\nSubject: 1\r\nX-Long: $long\r\n\r\n$long\r\nlast\r\n.\r\n"
+		printf "+OK top of message follows\r\nSubject: 1\r\nX-Long: $long\r\n\r\n.\r\n"
+		printf "+OK top of message follows\r\nSubject: 1\r\nX-Long: $long\r\n\r\n$long\r\n.\r\n+OK 0 deleted\r\n"
+	} >"$T/expected"
+	cmp "$T/expected" "$T/out"
+}
+
 @test "DELE of each set of messages leaves exactly the others" {
 	local set n script kept
 	for set in 1 2 3 '1 2' '1 3' '2 3' '1 2 3'; do

@@ -30,6 +30,10 @@ usage() {
 	usage -P -m %x
 	has 'file=-m' "$T/log"
 	usage -P -m 'a%'
+	# shellcheck disable=SC2046 # words
+	usage -P $(printf ' -m %s' {1..17})
+	has 'file=-m text="given too often"' "$T/log"
+	usage -P -g ''
 	usage -P -d ''
 	usage -P -d %x
 	usage -P -h ''

@@ -83,6 +83,23 @@ message() {
 	same "$T/expected" "$T/out"
 }
 
+@test "the end of a long header line is not that of the header, wherever the blocks end" {
+	local end length
+	maildir M
+	for end in '\n' '\r\n'; do
+		for length in {131070..131073}; do
+			{
+				printf 'X: '
+				head -c $((length - 3)) /dev/zero | tr '\0' x
+				printf "${end}Y: z$end${end}body$end"
+			} >"$T/M/cur/1.h:2,"
+			rm -f "$T/M/pop3-state"
+			say 'TOP 1 0\r\nQUIT\r\n' -m M
+			[ "$(tail -c 28 "$T/out" | od -An -c | tr -d ' \n')" = '\r\nY:z\r\n\r\n.\r\n+OK0deleted\r\n' ]
+		done
+	done
+}
+
 @test "a line of a megabyte is sent whole" {
 	maildir M
 	{
