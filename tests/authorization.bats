@@ -288,7 +288,7 @@ refused() {
 	local n
 	for n in 1 2; do
 		(cd "$T" && printf 'USER alice\r\nPASS secret\r\nUSER alice\r\nPASS secret\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue \
-			strace -o trace -P "$T/users" -e inject=read:error=EIO:when=$n "$POP3" -h pop.example.org \
+			strace -o trace -P "$T/users" -e inject=read,readv:error=EIO:when=$n "$POP3" -h pop.example.org \
 			-a "$T/users" -m %h/M >out 2>log)
 		expect "$HELLO"'+OK now the password\r\n-ERR [SYS/TEMP] logins are not possible now\r\n+OK now the password\r\n+OK welcome\r\n+OK 0 deleted\r\n'
 		logged "file=$T/users text=\"cannot be read\""

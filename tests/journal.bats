@@ -387,7 +387,7 @@ fails() {
 	rm "$T/.B.pop3-journal"
 	fails ftruncate:error=EIO 'DELE 2\r\nDELE 3\r\nQUIT\r\n'
 	has '-ERR [SYS/TEMP] nothing removed' "$T/out"
-	logged 'text="cut: Input/output error"'
+	logged "text=\"cut: $EIO\""
 	same "$T/before" "$T/B"
 	nothing_beside
 }

@@ -404,7 +404,7 @@ ids() {
 		give
 		(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue strace -o trace \
 			-P "$T/$each" -e inject=fsync:error=EIO "$POP3" -P -m M >out 2>log)
-		logged "file=$T/M text=\"fsync: Input/output error\""
+		logged "file=$T/M text=\"fsync: $EIO\""
 		has '-ERR [SYS/TEMP]' "$T/out"
 		lacks '+OK 1 deleted' "$T/out"
 	done

@@ -75,13 +75,18 @@ go_on() {
 }
 
 @test "a name without a time whose file goes, or is none any more, before it is looked at is no message" {
-	local name left=()
+	local name at left=()
 	message cur/1.a:2,
 	message cur/x:2,
 	message cur/y:2,
 	message cur/z:2,
-	# The first two are about the directory.
-	stop newfstatat:signal=STOP:when=3 M/cur 'UIDL\r\nQUIT\r\n' -m M
+	# How many calls are about the directory depends on the libc.
+	need strace
+	give
+	(cd "$T" && "${AS[@]}" strace -o trace -P "$T/M/cur" -e trace=newfstatat "$POP3" -P -m M </dev/null >/dev/null 2>&1)
+	rm "$T/M/pop3-state"
+	at=$(grep -n '"[xyz]:2,"' "$T/trace" | head -n 1 | cut -d: -f1)
+	stop "newfstatat:signal=STOP:when=$at" M/cur 'UIDL\r\nQUIT\r\n' -m M
 	for name in x y z; do
 		grep -q "newfstatat([0-9]*, \"$name:2,\"" "$T/trace" || left+=("$name")
 	done
@@ -147,7 +152,7 @@ go_on() {
 	stop pread64:signal=STOP:when=1 M/cur/2.b:2, 'DELE 1\r\nRETR 2\r\nQUIT\r\n' -m M
 	truncate -s 100000 "$T/M/cur/2.b:2,"
 	go_on
-	logged 'read: Input/output error'
+	logged "read: $EIO"
 	lacks '+OK 1 deleted' "$T/out"
 	[ "$(tail -c 5 "$T/out" | od -An -c | tr -d ' \n')" != '\r\n.\r\n' ]
 	[ -e "$T/M/cur/1.a:2," ]
@@ -203,12 +208,12 @@ waits_for() {
 @test "a stale dotlock that changes hands while it is judged is not taken from its new holder" {
 	local inject
 	# Behind each call that looks at it, and behind its removal.
-	for inject in link newfstatat unlink; do
+	for inject in link '?lstat,newfstatat' unlink; do
 		three
 		: >"$T/B.lock"
 		touch -d '11 minutes ago' "$T/B.lock"
 		give
-		stop $inject:signal=STOP:when=1 B.lock 'STAT\r\nDELE 1\r\nQUIT\r\n' -m B
+		stop "$inject:signal=STOP:when=1" B.lock 'STAT\r\nDELE 1\r\nQUIT\r\n' -m B
 		rm -f "$T/B.lock"
 		echo another >"$T/B.lock"
 		echo "$inject" >&2
