@@ -300,6 +300,23 @@ ids() {
 	[ "$(stat -c %a "$T/side")" = 700 ]
 }
 
+@test "where a dotlock cannot be linked, or has no room for our tag, the mbox is served all the same" {
+	need strace
+	local inject
+	for inject in link:error=EPERM pwrite64:error=ENOSPC; do
+		three
+		rm -f "$T/.B.pop3-state"
+		give
+		(cd "$T" && printf 'DELE 1\r\nQUIT\r\n' | "${AS[@]}" bin/dialogue strace -o trace \
+			-P "$T/B.lock" -P "$T/.B.pop3-lock" -e inject=$inject "$POP3" -P -h pop.example.org -m B >out 2>log)
+		grep -q INJECTED "$T/trace"
+		expect "$HELLO"'+OK message 1 deleted\r\n+OK 1 deleted\r\n'
+		holds "From b $D\nSubject: 2\n\ntwo\n\nFrom c $D\nSubject: 3\n\nthree\n\n"
+		[ "$(grep -c 'no place for a dotlock' "$T/log")" = "$([ $inject = link:error=EPERM ] && echo 1 || echo 0)" ]
+		[ -z "$(find "$T" -name '*lock')" ]
+	done
+}
+
 @test "without a place for a journal, what needs one is refused at QUIT and the log names -d" {
 	mkdir "$T/spool"
 	three
