@@ -936,12 +936,14 @@ scan_block(struct scan *scan, const char *block, size_t length, off_t at,
 {
 	const char *end = end_of_lines(block, length, last_block), *lf;
 	const char *p = block, *span = block; /* of one message */
-	char last = scan->in_line ? scan->meter.last : '\n';
+	char last = '\n';
 	enum maildrop_result result;
 	enum line_kind before;
 	size_t line, bare = 0; /* line ends of the span that are LF alone */
 
 	*used = (size_t)(end - block);
+	if (scan->in_line)
+		last = scan->meter.last;
 	while (p < end) {
 		p += find_from(p, (size_t)(end - p), last, &bare);
 		if (p == end)

@@ -7,9 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* As "ld --wrap" names them. */
+/* As "ld --wrap" names them.
+ * NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 char *__real_crypt_r(const char *, const char *, struct crypt_data *);
 char *__wrap_crypt_r(const char *, const char *, struct crypt_data *);
+/* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 char *
 __wrap_crypt_r(const char *phrase, const char *setting, struct crypt_data *data)

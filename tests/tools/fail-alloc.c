@@ -17,9 +17,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+/* glibc's own, by the names that it has for them.
+ * NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 void *__libc_malloc(size_t);
 void *__libc_calloc(size_t, size_t);
 void *__libc_realloc(void *, size_t);
+/* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 static long made, failing;
 static int within; /* libc's own work */
@@ -45,7 +48,7 @@ begin(void)
 		close(fd);
 	}
 	made = 0;
-	failing = at != NULL ? atol(at) : 0;
+	failing = at != NULL ? strtol(at, NULL, 10) : 0;
 }
 
 static int
@@ -80,6 +83,7 @@ realloc(void *old, size_t size)
 	return fails() ? NULL : __libc_realloc(old, size);
 }
 
+/* Names cannot stand in parentheses. NOLINTBEGIN(bugprone-macro-parentheses) */
 #define LOOKUP(type, name, key)                            \
 	type *name(key of)                                 \
 	{                                                  \
@@ -98,3 +102,4 @@ LOOKUP(struct passwd, getpwnam, const char *)
 LOOKUP(struct passwd, getpwuid, uid_t)
 LOOKUP(struct group, getgrnam, const char *)
 LOOKUP(struct spwd, getspnam, const char *)
+/* NOLINTEND(bugprone-macro-parentheses) */
