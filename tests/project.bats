@@ -104,7 +104,7 @@ share/man/man8/pop3-handler.8'
 	[ -z "${SANITIZED:-}" ] || skip "needs a build without sanitizers"
 	# Valgrind makes system calls of its own.
 	cp "$ROOT"/*.[ch] "$ROOT/Makefile" "$T/bin/"
-	env -u MAKEFLAGS make -s -C "$T/bin" CAGE=0 >&2
+	env -u MAKEFLAGS -u CC make -s -C "$T/bin" CAGE=0 >&2
 	POP3_PLAIN=$POP3
 	POP3=$T/bin/under-valgrind
 	printf '#!/bin/sh\nexec valgrind -q --leak-check=full --error-exitcode=99 --child-silent-after-fork=no --log-file="%s/valgrind.%%p" "%s" "$@"\n' "$T" "$POP3_PLAIN" >"$POP3"
