@@ -93,8 +93,9 @@ one() {
 	kill -ALRM "$PID"
 	await gone "$PID"
 	finish
+	[ "$status" = 0 ]
 	expect "$HELLO"
-	logged 'reason=autologout'
+	logged 'reason=autologout retrieved=0 deleted=0 left=1'
 	[ "$memory" -lt "${RESIDENT_KIB:-4096}" ]
 	yes x | head -n 100000 | tr x '\0' | attack -P -m M
 	within 4096

@@ -51,23 +51,6 @@ one() {
 	logged 'reason=autologout'
 }
 
-@test "SIGALRM while a line comes that neither ends nor pauses drops the session" {
-	one
-	give
-	(cd "$T" && exec "${AS[@]}" "$POP3" -P -h pop.example.org -m M \
-		</dev/zero >out 2>log 3>&-) &
-	PID=$!
-	CLIENT=$PID
-	await grep -q login "$T/log"
-	sleep 0.2
-	kill -ALRM "$PID"
-	await gone "$PID"
-	finish
-	[ "$status" = 0 ]
-	expect "$HELLO"
-	logged 'reason=autologout retrieved=0 deleted=0 left=1'
-}
-
 # Some libraries make alarm(2) of setitimer(2).
 alarms_traced() {
 	sed -i 's/setitimer([^}]*}, it_value={tv_sec=\([0-9]*\),.*/alarm(\1) /' "$T/trace"
